@@ -1,0 +1,53 @@
+"""What the user calls a node or a weight: module paths and parameter names."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+
+import onnx_ir as ir
+
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+_PARAMETERS_KEY = "secateur.parameters"
+
+
+def module_path(node: ir.Node) -> str:
+    """Return the dotted path of the module that made ``node``, "" when nothing tells.
+
+    torch's exporter writes the scopes of a node, outermost first, into its metadata,
+    with the node's own name last; the legacy exporter and most other converters spell
+    the path in the node's name with slashes.
+    """
+    recorded = node.metadata_props.get(_SCOPES_KEY)
+    if recorded:
+        scopes = [scope for scope in ast.literal_eval(recorded) if scope]
+        return str(scopes[-2]) if len(scopes) > 1 else ""
+    name = node.name or ""
+    if "/" not in name:
+        return ""
+    return ".".join(part for part in name.strip("/").split("/")[:-1] if part)
+
+
+def parameter_names(model: ir.Model) -> dict[str, str]:
+    """Map initialiser names to the torch parameter names that export recorded."""
+    recorded = json.loads(model.metadata_props.get(_PARAMETERS_KEY, "{}"))
+    return {name: entry["name"] for name, entry in recorded.items()}
+
+
+def parameter_name(model: ir.Model, initialiser: str) -> str:
+    """Return the torch name of an initialiser, or its own name where none is known."""
+    return parameter_names(model).get(initialiser, initialiser)
+
+
+def layer_of(name: str) -> str:
+    """Cut a parameter or module name behind its last block number.
+
+    ``encoder.layer.3.attention.self.query.weight`` gives ``encoder.layer.3``; a name
+    without a number gives "".
+    """
+    match = re.match(r"^(.*?\.?\d+)(?:\.[A-Za-z_][\w.]*)?$", name)
+    return match.group(1) if match else ""
+
+
+__all__ = ["layer_of", "module_path", "parameter_name", "parameter_names"]

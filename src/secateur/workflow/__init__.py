@@ -1,0 +1,1 @@
+"""What the command line and the public API do: steps that use several sub-packages."""
