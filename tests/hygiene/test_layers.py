@@ -23,9 +23,11 @@ _BELOW: dict[str, set[str]] = {
     "calibration": {"models", "export", "graph_passes", "runtime"},
     "recipe": _LIBRARIES,
     "workflow": _LIBRARIES | {"recipe"},
-    "cli": _LIBRARIES | {"recipe", "workflow"},
+    "api": _LIBRARIES | {"recipe", "workflow"},
+    "commands": _LIBRARIES | {"recipe", "workflow", "api"},
+    "cli": _LIBRARIES | {"recipe", "workflow", "commands"},
     "__main__": {"cli"},
-    "": _LIBRARIES | {"recipe", "workflow"},
+    "": _LIBRARIES | {"recipe", "workflow", "api"},
 }
 
 _HEAVY = {

@@ -1,0 +1,252 @@
+"""What a recipe may say: the model, what to remove and select, and how to ship and check it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+SCHEMA_VERSION: Literal[1] = 1
+
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Shapes = dict[str, tuple[int, ...]]
+
+_SHAPE = re.compile(r"(?P<name>[^:,]+):(?P<sizes>\d+(?:x\d+)*)")
+
+
+def parse_shapes(text: str) -> Shapes:
+    """Read trtexec's form of named shapes, ``input_ids:1x16,attention_mask:1x16``.
+
+    Raises:
+        ValueError: a part is not ``name:1x2x3``, or a name is given twice.
+    """
+    shapes: Shapes = {}
+    for part in text.replace(" ", "").split(","):
+        match = _SHAPE.fullmatch(part)
+        if match is None:
+            raise ValueError(f"{part!r} is not a shape; write name:1x16, joined by commas")
+        if match["name"] in shapes:
+            raise ValueError(f"the shape of {match['name']!r} is given twice")
+        shapes[match["name"]] = tuple(int(size) for size in match["sizes"].split("x"))
+    return shapes
+
+
+def _shapes(value: object) -> object:
+    return parse_shapes(value) if isinstance(value, str) else value
+
+
+NamedShapes = Annotated[
+    Shapes,
+    BeforeValidator(_shapes, json_schema_input_type=str),
+    Field(description="named shapes as trtexec writes them: input_ids:1x16,attention_mask:1x16"),
+]
+
+
+class _Strict(BaseModel):
+    """A frozen part of a recipe; a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSource(_Strict):
+    """Where the trained model comes from, and how it is exported."""
+
+    source: str
+    """A folder or hub name (safetensors), ``pkg.module:function``, or an .onnx file."""
+    opset: Annotated[int, Field(ge=17, le=23)] = 20
+    """ONNX opset to export with; an .onnx file keeps its own."""
+    dynamic: dict[str, dict[int, str]] = Field(default_factory=dict)
+    """Names of the dynamic axes, by input and axis; empty takes the family's own."""
+
+
+class Data(_Strict):
+    """The user's inputs: for importance, parity, goldens and the samples of the report."""
+
+    texts: Path | None = None
+    """One text a line, tokenised with the model's own tokenizer."""
+    npz: Path | None = None
+    """Arrays by input name; the first axis counts the samples."""
+    loader: str | None = None
+    """``file.py:function`` (or ``pkg.module:function``) yielding dicts of input name to array."""
+    max_length: Positive = 128
+    """Texts are cut to this many tokens."""
+    limit: Positive = 512
+    """Use at most this many samples."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Data:
+        given = [name for name in ("texts", "npz", "loader") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"needs exactly one of texts, npz, loader; got {', '.join(given) or 'none'}"
+            )
+        return self
+
+
+class Removal(_Strict):
+    """One kind of unit to remove when the engine is built."""
+
+    what: Literal["heads", "ffn"]
+    ratio: Share
+    """Share of the units that goes, as in 0.25 of the heads."""
+    importance: str = "l2"
+    """Which criterion ranks the units; ``secateur methods`` lists them."""
+    scope: Literal["local", "global"] = "local"
+    """Rank within each layer, or over all layers together."""
+    round_to: Positive = 1
+    """Kept units per layer are a multiple of this."""
+
+
+class Selection(_Strict):
+    """One place where the running model drops tokens."""
+
+    site: str
+    """The attention block after which tokens go, as ``encoder.layer.1``."""
+    by: str = "class_row"
+    """Which selector ranks the tokens; ``secateur methods`` lists them."""
+    keep: float
+    """A share in (0, 1) of each sample's valid tokens, or a whole number of tokens."""
+    protected: Annotated[int, Field(ge=0)] = 1
+    """Leading tokens that are always kept (the class token)."""
+    budget: Literal["input", "constant"] = "input"
+    """``input``: the ratio can be changed at run time; ``constant``: it is part of the graph."""
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _share_or_count(cls, keep: object) -> object:
+        count = isinstance(keep, int) and not isinstance(keep, bool) and keep >= 1
+        if count or (isinstance(keep, float) and 0 < keep < 1):
+            return keep
+        raise ValueError("is a share in (0, 1) or a whole number of tokens, at least 1")
+
+    @property
+    def is_share(self) -> bool:
+        """Whether ``keep`` is a share of the valid tokens rather than a count."""
+        return self.keep < 1
+
+    @property
+    def amount(self) -> int:
+        """The budget as the graph takes it: permille for a share, else the count."""
+        return round(self.keep * 1000) if self.is_share else int(self.keep)
+
+
+class Profile(_Strict):
+    """The shapes an engine must take, by input."""
+
+    min: NamedShapes
+    opt: NamedShapes
+    max: NamedShapes
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Profile:
+        if not set(self.min) == set(self.opt) == set(self.max):
+            raise ValueError("min, opt and max must name the same inputs")
+        for name, low in self.min.items():
+            usual, high = self.opt[name], self.max[name]
+            if not len(low) == len(usual) == len(high):
+                raise ValueError(f"{name}: min, opt and max have different ranks")
+            if any(not a <= b <= c for a, b, c in zip(low, usual, high, strict=True)):
+                raise ValueError(f"{name}: wanted min <= opt <= max on every axis")
+        return self
+
+    @property
+    def ranges(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+        """(min, opt, max) shape by input name."""
+        return {name: (low, self.opt[name], self.max[name]) for name, low in self.min.items()}
+
+
+class Parity(_Strict):
+    """How equal is equal; every bound is fixed before anything is compared."""
+
+    removal: Annotated[float, Field(gt=0)] = 1e-5
+    """Removed graph against the masked dense one: max|a-b| / max|b|."""
+    score: Annotated[float, Field(gt=0)] = 1e-5
+    """Scores of a site: max|a-b| / max|b|; a flip is allowed below twice this."""
+    value: Annotated[float, Field(gt=0)] = 1e-4
+    """Outputs on equal tokens: max|a-b| / max|b|."""
+    task: Literal["embedding", "top1", "none"] = "none"
+    """What the deployed model is compared with the dense one by, on the user's data."""
+    samples: Positive = 16
+    """How many of the user's samples the engines are compared on, in ragged batches."""
+
+
+class Bench(_Strict):
+    """What is timed, dense and pruned interleaved in one run."""
+
+    variants: tuple[Literal["tokens", "removal", "combined"], ...] = ("tokens", "combined")
+    batches: tuple[Positive, ...] = (1, 8)
+    tokens: Positive = 128
+    processes: Positive = 3
+    """Fresh processes; the median over them is reported."""
+    pairs: Positive = 20
+    """Interleaved dense and pruned runs in each process."""
+    minimum_efficiency: Annotated[float, Field(ge=0)] = 0.0
+    """Below this speed-up efficiency the command ends with exit code 1."""
+
+
+class Report(_Strict):
+    """The one-file HTML report."""
+
+    samples: Positive = 6
+    """Sample inputs whose kept tokens are shown."""
+
+
+class Recipe(_Strict):
+    """Everything ``secateur deploy`` does, in one file."""
+
+    schema_version: Literal[1] = Field(default=SCHEMA_VERSION, alias="schema")
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    model: ModelSource
+    data: Data | None = None
+    remove: tuple[Removal, ...] = ()
+    plan: Path | None = None
+    """A removal plan (JSON) to apply instead of making one from ``remove``."""
+    select: tuple[Selection, ...] = ()
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("onnxruntime",)
+    """``onnxruntime``, ``rtx:sm86,sm89``, ``tensorrt``."""
+    profile: Profile | None = None
+    parity: Parity = Parity()
+    bench: Bench | None = None
+    report: Report = Report()
+    output: Path | None = None
+    """Folder of the bundle; without it, build/<name> beside the recipe."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _plain_source(cls, value: object) -> object:
+        return {"source": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if self.plan is not None and self.remove:
+            raise ValueError("has both plan and remove; a plan replaces remove")
+        sites = [selection.site for selection in self.select]
+        for site in sites:
+            if sites.count(site) > 1:
+                raise ValueError(f"select names the site {site!r} twice")
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """The recipe's JSON schema, for editors: put its address in ``$schema``."""
+    schema = Recipe.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Bench",
+    "Data",
+    "ModelSource",
+    "Parity",
+    "Profile",
+    "Recipe",
+    "Removal",
+    "Report",
+    "Selection",
+    "json_schema",
+    "parse_shapes",
+]

@@ -1,0 +1,78 @@
+"""The command line: overview, exit codes, errors without tracebacks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from secateur import cli
+
+
+def test_help_lists_every_command(capsys):
+    assert cli.run(["--help"]) == 0
+    page = capsys.readouterr().out
+    assert all(f"  {name} " in page for name in cli.COMMANDS)
+    assert "Exit codes" in page
+
+
+def test_help_takes_less_than_300_ms():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run(
+            [sys.executable, "-m", "secateur", "--help"], check=True, capture_output=True
+        )
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.3
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_explains_itself(name, capsys):
+    assert cli.run([name, "--help"]) == 0
+    assert f"secateur {name}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_ends_with_2(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.run(["deplo"])
+    assert left.value.code == 2
+    assert "deploy" in capsys.readouterr().err
+
+
+def test_an_unknown_option_ends_with_2(capsys):
+    with pytest.raises(SystemExit) as left:
+        cli.run(["methods", "--jsn"])
+    assert left.value.code == 2
+    assert "--json" in capsys.readouterr().err
+
+
+def test_an_error_is_told_in_parts_without_a_traceback(tmp_path, capsys):
+    assert cli.run(["deploy", str(tmp_path / "none.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: no such recipe")
+    assert "where:" in told
+    assert "Traceback" not in told
+
+
+def test_an_error_is_a_document_with_json(tmp_path, capsys):
+    assert cli.run(["deploy", str(tmp_path / "none.yaml"), "--json"]) == 2
+    told = json.loads(capsys.readouterr().out)
+    assert told["exit_code"] == 2
+    assert told["error"]["what"] == "no such recipe"
+
+
+def test_schema_prints_json(capsys):
+    assert cli.run(["schema"]) == 0
+    assert json.loads(capsys.readouterr().out)["title"] == "Recipe"
+
+
+def test_methods_name_their_sources(capsys):
+    assert cli.run(["methods", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {m["name"] for m in found["selector"]} >= {"class_row", "column_mean"}
+    assert {m["name"] for m in found["importance"]} >= {"l1", "l2", "random"}
+    assert all(m["summary"] for items in found.values() for m in items)
