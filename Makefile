@@ -25,5 +25,15 @@ test: $(READY)
 demo: $(READY)
 	$(BIN)/secateur deploy examples/minilm/recipe.yaml
 
+# The zoo file (SECATEUR_ZOO) builds its models with these. torchvision comes without its
+# dependencies: it would pull a second torch. ZOO takes options, e.g. ZOO='--shard 1/8'.
+zoo: $(READY)
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.29.2
+	$(BIN)/pip install -q --disable-pip-version-check transformers -c constraints.txt
+	$(BIN)/python tests/zoo/run.py $(ZOO)
+
+oracles: $(READY)
+	$(BIN)/python -m pytest tests/oracles
+
 clean:
 	rm -rf build dist *.egg-info

@@ -1,0 +1,77 @@
+"""What happens to one model of the zoo: export, cut, proof; told fact by fact."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from catalogue import Zoo
+from children import Report
+from expected_heads import count_heads
+
+TOLERANCE = 1e-4
+LEAST_SHARE_OF_HEADS = 0.25
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Works on one entry of ``zoo``; ``exports`` keeps exported files for another run."""
+
+    zoo: Zoo
+    exports: Path | None
+    seed: int
+
+    def run(self, name: str, report: Report) -> None:
+        """Report the facts of one entry as they become known."""
+        from trial import cut_in_half, export_error, facts_of, largest_error
+
+        net, inputs = self.zoo.build(name)
+        example = {key: value.numpy() for key, value in inputs.items()}
+        expected = count_heads(net, inputs)
+        report({"sites_expected": expected.sites, "heads_expected": expected.heads})
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            model = _exported((self.exports or folder) / f"{name}.onnx", net, inputs)
+            wanted = expected.output.numpy()
+            report({"exported": True, "export_error": export_error(model, example, wanted, folder)})
+            cut, seconds = cut_in_half(model, self.seed)
+            report({"pruning_seconds": round(seconds, 4), **facts_of(cut)})
+            error = largest_error(cut, example, folder, self.seed)
+        report({"max_rel_error": error, "exact": bool(error <= TOLERANCE)})
+
+
+def _exported(path: Path, net: Any, inputs: dict[str, Any]) -> ir.Model:
+    """Read the file at ``path``, made first where it is not there."""
+    from secateur.export.onnx_file import from_onnx, save
+    from secateur.export.torch_export import from_torch
+
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(from_torch(net, inputs, {}), path)
+    return from_onnx(path)
+
+
+def verdict(facts: dict[str, Any]) -> str:
+    """Why the entry fails, "" when it passes."""
+    if error := facts.get("error"):
+        return str(error)
+    if not facts["exported"]:
+        return "not exported"
+    if not facts["export_error"] <= TOLERANCE:
+        return f"the export differs from the module by {facts['export_error']:.1e}"
+    if not facts["groups"] or facts["parameters_left"] >= 1:
+        return "nothing was removed"
+    if not np.isfinite(facts["max_rel_error"]) or not facts["exact"]:
+        return f"differs from the masked model by {facts['max_rel_error']:.1e}"
+    return _too_few_heads(facts)
+
+
+def _too_few_heads(facts: dict[str, Any]) -> str:
+    found, removed, sites = (facts[key] for key in ("heads_found", "heads_removed", "sites"))
+    if found > sites and removed < LEAST_SHARE_OF_HEADS * found:
+        return f"removed {removed} of {found} heads"
+    return ""
