@@ -1,1 +1,42 @@
-"""."""
+"""One algebra of axes, for removal and for selection (DESIGN.md section 2)."""
+
+from secateur.graph_passes.axes import rules
+from secateur.graph_passes.axes.analysis import analyse_axes, node_name
+from secateur.graph_passes.axes.axis_map import AxisMap, FoldUse, IndexUse, constant
+from secateur.graph_passes.axes.expression import (
+    UNIT,
+    Atom,
+    Expr,
+    Reason,
+    Sum,
+    indices,
+    leaves,
+    show,
+    size,
+)
+from secateur.graph_passes.axes.relations import AXIS_RULES, REWRITES, Port
+from secateur.graph_passes.axes.sizes import Polynomial, Size
+
+__all__ = [
+    "AXIS_RULES",
+    "REWRITES",
+    "UNIT",
+    "Atom",
+    "AxisMap",
+    "Expr",
+    "FoldUse",
+    "IndexUse",
+    "Polynomial",
+    "Port",
+    "Reason",
+    "Size",
+    "Sum",
+    "analyse_axes",
+    "constant",
+    "indices",
+    "leaves",
+    "node_name",
+    "rules",
+    "show",
+    "size",
+]

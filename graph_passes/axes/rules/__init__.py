@@ -1,1 +1,25 @@
-"""."""
+"""Op rules, one file per op family; importing a file enters its rules."""
+
+from secateur.graph_passes.axes.rules import (
+    attention,
+    contraction,
+    convolution,
+    elementwise,
+    generators,
+    indexing,
+    layout,
+    normalisation,
+    reduction,
+)
+
+__all__ = [
+    "attention",
+    "contraction",
+    "convolution",
+    "elementwise",
+    "generators",
+    "indexing",
+    "layout",
+    "normalisation",
+    "reduction",
+]

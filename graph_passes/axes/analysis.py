@@ -1,0 +1,430 @@
+"""One walk over a graph: each node's rule is asked, its relations are executed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+
+import onnx_ir as ir
+
+from secateur.graph_passes.axes.axis_map import AxisMap, FoldUse, IndexUse, constant_tensor
+from secateur.graph_passes.axes.expression import (
+    UNIT,
+    Expr,
+    Reason,
+    Sum as SumExpr,
+    concatenation,
+    resolve,
+    size,
+)
+from secateur.graph_passes.axes.relations import (
+    AXIS_RULES,
+    Blocks,
+    Fold,
+    Fresh,
+    Frozen,
+    Index,
+    Padded,
+    Part,
+    Port,
+    Product,
+    Relation,
+    Same,
+    Sum,
+    Unread,
+    op_key,
+)
+from secateur.graph_passes.axes.shape_values import data_sources, track, track_constant
+from secateur.graph_passes.axes.sizes import Polynomial, Size, divide
+from secateur.graph_passes.axes.solver import Solver
+from secateur.graph_passes.axes.view import View, declared_shape
+
+_MADE_UP = re.compile(r"^(unk__\d+|[su]\d+|.*:\d+|\(.*\))$")
+
+
+def analyse_axes(model: ir.Model) -> AxisMap:
+    """Say what every axis of the main graph is made of.
+
+    Args:
+        model: Functions inlined and shapes inferred (``prepare`` does both); other
+            models are analysed too, but what is unknown is frozen.
+
+    Returns:
+        Expressions per axis, with the reasons why an atom may not be cut.
+    """
+    return _Walk(model).run()
+
+
+class _Walk:
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+        self._opset = model.opset_imports.get("", 20)
+        self._solver = Solver(frozenset(_made_up_names(model.graph)))
+        self._axes = AxisMap(self._solver)
+        self._node: ir.Node | None = None
+        self._name = ""
+        self._outputs: list[list[Expr | None]] = []
+        self._view: View | None = None
+
+    def run(self) -> AxisMap:
+        for value in self._graph.inputs:
+            self._enter_input(value)
+        for node in self._graph:
+            if node.op_type != "Constant" or node.domain:
+                self._visit(node)
+        for value in self._graph.outputs:
+            self._freeze_value(value, Reason("it is an axis of a graph output", value.name or ""))
+        return self._axes
+
+    def _enter_input(self, value: ir.Value) -> None:
+        if value.const_value is not None:
+            return  # an initialiser with the right to be overridden: a constant per use
+        shape = declared_shape(value)
+        if shape is None:
+            self._axes.set_value(value, None)
+            return
+        exprs = [self._solver.fresh(s, f"{value.name}.{axis}") for axis, s in enumerate(shape)]
+        self._axes.set_value(value, exprs)
+        self._freeze_value(value, Reason("it is an axis of a graph input", value.name or ""))
+
+    def _freeze_value(self, value: ir.Value, reason: Reason) -> None:
+        try:
+            exprs = self._axes.of(value)
+        except KeyError:
+            return
+        for expr in exprs:
+            self._solver.freeze(expr, reason)
+
+    def _visit(self, node: ir.Node) -> None:
+        self._node, self._name = node, node_name(node)
+        self._enter_constants(node)
+        self._view = View(node, self._axes, self._opset)
+        rule = AXIS_RULES.get(op_key(node)) if op_key(node) in AXIS_RULES else None
+        relations: Iterable[Relation] = ()
+        if rule is not None and _has_no_subgraph(node):
+            relations = tuple(rule(self._view))
+        else:
+            self._freeze_inputs(f"no axis rule for the op {op_key(node)}")
+        self._outputs = [self._blank(i, relations) for i in range(len(node.outputs))]
+        for relation in relations:
+            self._execute(relation)
+        self._close_inputs(relations)
+        self._close_outputs(rule is not None)
+        track(node, self._axes)
+        for entry in data_sources(node, self._axes):
+            for source in entry.sources:
+                self._solver.freeze(source, Reason("its size is read as data", self._name))
+
+    def _enter_constants(self, node: ir.Node) -> None:
+        for slot, value in enumerate(node.inputs):
+            if value is None:
+                continue
+            tensor = constant_tensor(value)
+            if tensor is None:
+                continue
+            if self._axes.entries(value) is None:
+                track_constant(value, self._axes)
+            label = value.name or ""
+            exprs = [self._solver.fresh(int(dim), label) for dim in tensor.shape]
+            self._axes.set_use(node, slot, exprs)
+
+    def _blank(self, output: int, relations: Iterable[Relation]) -> list[Expr | None]:
+        """Output axes before any relation: as many as declared, or as the relations name."""
+        assert self._node is not None
+        value = self._node.outputs[output]
+        if value.shape is not None:
+            return [None] * len(value.shape)
+        named = [port.axis for port in _ports(relations) if port.slot == ~output]
+        return [None] * (max(named) + 1 if named else 0)
+
+    def _close_inputs(self, relations: Iterable[Relation]) -> None:
+        """Freeze input axes that the rule did not mention."""
+        assert self._node is not None
+        mentioned = set(_ports(relations))
+        for slot in range(len(self._node.inputs)):
+            exprs = self._axes.raw(self._node, slot)
+            for axis, expr in enumerate(exprs or ()):
+                if expr and (slot, axis) not in mentioned:
+                    text = f"{op_key(self._node)} says nothing about axis {axis} of input {slot}"
+                    self._solver.freeze(expr, Reason(text, self._name))
+
+    def _close_outputs(self, has_rule: bool) -> None:
+        assert self._node is not None
+        for i, value in enumerate(self._node.outputs):
+            exprs = self._outputs[i]
+            if value.shape is None and not exprs:
+                # nothing is known unless the rule made a scalar of it on purpose
+                known_scalar = has_rule and _reduces_to_scalar(self._node)
+                self._axes.set_value(value, [] if known_scalar else None)
+                continue
+            closed = [
+                expr if expr is not None else self._unknown(value, axis)
+                for axis, expr in enumerate(exprs)
+            ]
+            self._axes.set_value(value, closed)
+
+    def _unknown(self, value: ir.Value, axis: int) -> Expr:
+        declared = declared_shape(value)
+        here: Size = (
+            declared[axis]
+            if declared is not None
+            else self._solver.anonymous_size(f"{value.name}:{axis}")
+        )
+        expr = self._solver.fresh(here, f"{value.name}.{axis}")
+        assert self._node is not None
+        text = f"{op_key(self._node)} says nothing about axis {axis} of its output"
+        self._solver.freeze(expr, Reason(text, self._name))
+        return expr
+
+    def _freeze_inputs(self, text: str) -> None:
+        assert self._node is not None
+        reason = Reason(text, self._name)
+        for slot in range(len(self._node.inputs)):
+            for expr in self._axes.raw(self._node, slot) or ():
+                self._solver.freeze(expr, reason)
+        for value in _captured(self._node):
+            self._freeze_value(value, reason)
+
+    # --- executing relations ---------------------------------------------------------
+
+    def _get(self, port: Port) -> Expr | None:
+        assert self._node is not None
+        if port.slot < 0:
+            return self._outputs[~port.slot][port.axis]
+        exprs = self._axes.raw(self._node, port.slot)
+        return None if exprs is None else exprs[port.axis]
+
+    def _put(self, port: Port, expr: Expr) -> None:
+        """Make the port's axis ``expr``."""
+        present = self._get(port)
+        if present is None:
+            self._outputs[~port.slot][port.axis] = expr
+        else:
+            self._solver.unify(present, expr, self._name)
+
+    def _execute(self, relation: Relation) -> None:
+        match relation:
+            case Same(ports):
+                self._same(ports)
+            case Fold(ports, neutral):
+                self._same(ports)
+                assert self._node is not None
+                self._axes.folds.append(FoldUse(self._node, ports, neutral))
+            case Product(left, right):
+                self._product(left, right)
+            case Sum(port, parts):
+                self._put(port, concatenation([self._known(part) for part in parts]))
+            case Part():
+                self._part(relation)
+            case Blocks():
+                self._blocks(relation)
+            case Padded():
+                self._padded(relation)
+            case Index():
+                self._index(relation)
+            case Unread():
+                pass
+            case Fresh(port, of_size):
+                self._put(port, self._fresh(port, of_size))
+            case Frozen(port, reason):
+                self._solver.freeze(self._known(port), Reason(reason, self._name))
+
+    def _same(self, ports: tuple[Port, ...]) -> None:
+        base = next((e for e in map(self._get, ports) if e is not None), None)
+        if base is None:
+            base = self._fresh(ports[0], None)
+        for port in ports:
+            self._put(port, base)
+
+    def _known(self, port: Port) -> Expr:
+        expr = self._get(port)
+        if expr is None:
+            expr = self._fresh(port, None)
+            self._put(port, expr)
+        return expr
+
+    def _fresh(self, port: Port, of_size: Size | None) -> Expr:
+        assert self._node is not None
+        if of_size is None:
+            value = self._node.outputs[~port.slot]
+            declared = declared_shape(value)
+            name = f"{value.name}:{port.axis}"
+            of_size = declared[port.axis] if declared else self._solver.anonymous_size(name)
+        return self._solver.fresh(of_size, self._name)
+
+    def _product(self, left: tuple[Port, ...], right: tuple[Port, ...]) -> None:
+        if len(right) == 1 and self._get(right[0]) is None:
+            self._put(right[0], self._flat(left))
+        elif len(left) == 1 and self._get(left[0]) is None:
+            self._put(left[0], self._flat(right))
+        else:
+            self._solver.unify(self._flat(left), self._flat(right), self._name)
+
+    def _flat(self, ports: tuple[Port, ...]) -> Expr:
+        return tuple(factor for port in ports for factor in self._known(port))
+
+    def _part(self, relation: Part) -> None:
+        whole = resolve(self._known(relation.whole))
+        if relation.start == 0 and relation.stop == size(whole):
+            self._put(relation.part, whole)
+            return
+        length = relation.stop - relation.start
+        found = self._slice(whole, relation.start, length)
+        if found is None:
+            reason = Reason(f"positions {relation.start} to {relation.stop} are read", self._name)
+            self._solver.freeze(whole, reason)
+            found = self._solver.fresh(length, self._name)
+            self._solver.freeze(found, reason)
+        self._put(relation.part, found)
+
+    def _slice(self, whole: Expr, start: Size, length: Size) -> Expr | None:
+        if start != 0:
+            halves = self._solver.split(whole, start)
+            if halves is None:
+                return None
+            whole = resolve(halves[1])
+        if length == size(whole):
+            return whole
+        halves = self._solver.split(whole, length)
+        return None if halves is None else halves[0]
+
+    def _blocks(self, relation: Blocks) -> None:
+        outer = next((e for e in map(self._get, relation.outer) if e is not None), None)
+        if outer is None:
+            outer = self._solver.fresh(relation.count, self._name)
+        for port in relation.outer:
+            self._put(port, outer)
+        for port, inner_ports in zip(relation.ports, relation.inner, strict=True):
+            inner = self._inner(port, inner_ports, relation.count)
+            if inner is None:
+                continue
+            self._put(port, outer + inner)
+            for inner_port in inner_ports:
+                self._put(inner_port, inner)
+            if relation.fixed:
+                self._solver.freeze(inner, Reason(relation.fixed, self._name))
+        if relation.fixed_blocks:
+            self._solver.freeze(outer, Reason(relation.fixed_blocks, self._name))
+
+    def _inner(self, port: Port, inner_ports: tuple[Port, ...], count: Size) -> Expr | None:
+        """What is inside one block of ``port``; None (and frozen) where the blocks are uneven."""
+        inner = next((e for e in map(self._get, inner_ports) if e is not None), None)
+        if inner is not None:
+            return inner
+        total = self._known(port)
+        each = divide(size(resolve(total)), count)
+        if each is None:
+            self._solver.freeze(total, Reason(f"{count} blocks in it are uneven", self._name))
+            return None
+        return self._solver.fresh(each, self._name)
+
+    def _padded(self, relation: Padded) -> None:
+        around = []
+        for length in (relation.before, relation.after):
+            part = self._solver.fresh(length, self._name)
+            self._solver.freeze(part, Reason("it is padding", self._name))
+            around.append(part if length else None)
+        terms = [around[0], self._known(relation.port), around[1]]
+        self._put(relation.out, concatenation([term for term in terms if term is not None]))
+
+    def _index(self, relation: Index) -> None:
+        whole = resolve(self._known(relation.port))
+        assert self._node is not None
+        self._axes.indexings.append(IndexUse(self._node, relation.port, relation.values))
+        start, n = relation.values[0] if relation.values else 0, len(relation.values)
+        if relation.out is None:
+            if not _is_single_position(whole, start):
+                text = f"position {start} is read by itself"
+                self._solver.freeze(whole, Reason(text, self._name))
+            return
+        if relation.values == tuple(range(start, start + n)) and n:
+            self._part(Part(relation.port, relation.out, start, start + n))
+            return
+        reason = Reason("it is read at constant positions", self._name)
+        self._solver.freeze(whole, reason)
+        picked = self._solver.fresh(n, self._name)
+        self._solver.freeze(picked, reason)
+        self._put(relation.out, picked)
+
+
+def node_name(node: ir.Node) -> str:
+    """Return the node's name, or its op and first output where it has none."""
+    if node.name:
+        return node.name
+    return f"{node.op_type}:{node.outputs[0].name}" if node.outputs else node.op_type
+
+
+def _is_single_position(expr: Expr, position: int) -> bool:
+    """Tell whether the position is a part of a concatenation by itself (a class token)."""
+    if not expr:
+        return True
+    if len(expr) != 1 or not isinstance(expr[0], SumExpr):
+        return False
+    offset: Size = 0
+    total = size(expr)
+    wanted: Size = position if position >= 0 else total + position
+    for term in expr[0].terms:
+        if offset == wanted:
+            return term == UNIT
+        offset = offset + size(term)
+    return False
+
+
+def _ports(relations: Iterable[Relation]) -> Iterator[Port]:
+    for relation in relations:
+        for field in relation:
+            if isinstance(field, Port):
+                yield field
+            elif isinstance(field, tuple):
+                yield from _nested(field)
+
+
+def _nested(field: tuple[object, ...]) -> Iterator[Port]:
+    for item in field:
+        if isinstance(item, Port):
+            yield item
+        elif isinstance(item, tuple):
+            yield from _nested(item)
+
+
+def _has_no_subgraph(node: ir.Node) -> bool:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return all(attribute.type not in kinds for attribute in node.attributes.values())
+
+
+def _captured(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield outer values that the subgraphs of a node read."""
+    for attribute in node.attributes.values():
+        graphs: Iterable[ir.Graph] = ()
+        if attribute.type == ir.AttributeType.GRAPH:
+            graphs = (attribute.as_graph(),)
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            graphs = attribute.as_graphs()
+        for graph in graphs:
+            for inner in graph.all_nodes():
+                yield from (value for value in inner.inputs if value is not None)
+            yield from graph.outputs
+
+
+def _reduces_to_scalar(node: ir.Node) -> bool:
+    return node.op_type.startswith(("Reduce", "Arg", "Squeeze", "Gather", "Reshape", "Size"))
+
+
+def _made_up_names(graph: ir.Graph) -> set[str]:
+    """Dimension names that no graph input declares, or that look like a converter's own."""
+    given = {
+        dim.value
+        for value in graph.inputs
+        for dim in (value.shape or ())
+        if not isinstance(dim, int) and dim.value and not _MADE_UP.match(dim.value)
+    }
+    found: set[str] = set()
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    for value in values:
+        for entry in declared_shape(value) or ():
+            if isinstance(entry, Polynomial):
+                found.update(name for name in entry.names if name not in given)
+    return found
+
+
+__all__ = ["analyse_axes", "node_name"]

@@ -1,0 +1,153 @@
+"""The result of one axis walk: expressions of every axis, folds, indexings, tracked sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from secateur.graph_passes.axes.expression import Atom, Expr, Reason, resolve
+from secateur.graph_passes.axes.relations import Port
+from secateur.graph_passes.axes.sizes import Size
+from secateur.graph_passes.axes.solver import Solver
+
+
+class FoldUse(NamedTuple):
+    """One fold of the graph: the ports of ``node`` that are combined away."""
+
+    node: ir.Node
+    ports: tuple[Port, ...]
+    neutral: float | None
+
+
+class IndexUse(NamedTuple):
+    """One constant read of an axis."""
+
+    node: ir.Node
+    port: Port
+    values: tuple[int, ...]
+
+
+class Entry(NamedTuple):
+    """One integer of a tracked tensor, with the axes whose sizes it was made from."""
+
+    size: Size
+    sources: tuple[Expr, ...] = ()
+
+
+class AxisMap:
+    """Axes of all values and of all uses of constants."""
+
+    def __init__(self, solver: Solver) -> None:
+        self.solver = solver
+        self.folds: list[FoldUse] = []
+        self.indexings: list[IndexUse] = []
+        self._values: dict[ir.Value, list[Expr] | None] = {}
+        self._uses: dict[tuple[ir.Node, int], list[Expr]] = {}
+        self._entries: dict[ir.Value, tuple[Entry, ...]] = {}
+
+    def of(self, value: ir.Value) -> tuple[Expr, ...]:
+        """Return the axes of a computed value or a graph input, resolved to leaves.
+
+        Raises:
+            KeyError: the value's rank is unknown or it is a constant (ask ``at``).
+        """
+        exprs = self._values[value]
+        if exprs is None:
+            raise KeyError(value.name)
+        return tuple(resolve(expr) for expr in exprs)
+
+    def at(self, node: ir.Node, slot: int) -> tuple[Expr, ...]:
+        """Return the axes of one use: input ``slot`` of ``node``; ``~i`` for output i."""
+        exprs = self.raw(node, slot)
+        if exprs is None:
+            raise KeyError(f"{node.name}[{slot}]")
+        return tuple(resolve(expr) for expr in exprs)
+
+    def knows(self, node: ir.Node, slot: int) -> bool:
+        """Tell whether the rank of that input or output is known."""
+        return self.raw(node, slot) is not None
+
+    def expr(self, node: ir.Node, port: Port) -> Expr:
+        """Return the resolved axis of a port."""
+        return self.at(node, port.slot)[port.axis]
+
+    def raw(self, node: ir.Node, slot: int) -> list[Expr] | None:
+        """Return the unresolved axes of a use, or None where the rank is unknown."""
+        if slot < 0:
+            return self._values.get(node.outputs[~slot])
+        value = node.inputs[slot] if slot < len(node.inputs) else None
+        if value is None:
+            return None
+        used = self._uses.get((node, slot))
+        return used if used is not None else self._values.get(value)
+
+    def ints(self, value: ir.Value) -> tuple[Size, ...] | None:
+        """Return a tracked integer tensor as sizes (a scalar as one), None if not tracked."""
+        entries = self._entries.get(value)
+        return None if entries is None else tuple(entry.size for entry in entries)
+
+    def entries(self, value: ir.Value | None) -> tuple[Entry, ...] | None:
+        """Return a tracked integer tensor with the axes it was computed from."""
+        return None if value is None else self._entries.get(value)
+
+    def reasons(self, atom: Atom) -> tuple[Reason, ...]:
+        """Return why an atom may not be cut; empty when it may."""
+        return tuple(atom.reasons)
+
+    def values(self) -> Sequence[ir.Value]:
+        """Return every computed value of known rank, in graph order."""
+        return [value for value, exprs in self._values.items() if exprs is not None]
+
+    def set_value(self, value: ir.Value, exprs: list[Expr] | None) -> None:
+        """Record the axes of a value."""
+        self._values[value] = exprs
+
+    def set_use(self, node: ir.Node, slot: int, exprs: list[Expr]) -> None:
+        """Record the axes of one use of a constant."""
+        self._uses[(node, slot)] = exprs
+
+    def set_entries(self, value: ir.Value, entries: tuple[Entry, ...]) -> None:
+        """Record a tracked integer tensor."""
+        self._entries[value] = entries
+
+    def constant_uses(self) -> Sequence[tuple[ir.Node, int]]:
+        """Return every (node, slot) that reads a constant, in graph order."""
+        return list(self._uses)
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """Return the array of an initialiser or a Constant node's output, None otherwise."""
+    if value is None:
+        return None
+    tensor = constant_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
+    """Return the tensor of a constant without reading its data."""
+    if value.const_value is not None:
+        return value.const_value
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain:
+        return None
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.TENSOR:
+            return attribute.as_tensor()
+        if attribute.type in _PLAIN:
+            return ir.tensor(attribute.value)
+    return None
+
+
+_PLAIN = frozenset(
+    {
+        ir.AttributeType.INT,
+        ir.AttributeType.INTS,
+        ir.AttributeType.FLOAT,
+        ir.AttributeType.FLOATS,
+    }
+)
+
+__all__ = ["AxisMap", "Entry", "FoldUse", "IndexUse", "constant", "constant_tensor"]

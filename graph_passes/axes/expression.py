@@ -1,0 +1,193 @@
+"""What an axis is made of: atoms, products of them and sums of products.
+
+An axis is an *expression*: a row-major, ordered product of factors; a factor is an
+atom (an index set of some size) or a sum (a concatenation of expressions). An axis
+of size 1 is the empty product. ``indices`` is the meaning of an expression; every
+law of the solver is stated with it.
+
+Source: the masks that Structurally Prune Anything (arXiv 2403.18955, section 3)
+propagates, made symbolic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.graph_passes.axes.sizes import Size
+
+_numbers = count()
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an atom may not be cut: one sentence and the name of the node that says so."""
+
+    text: str
+    node: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} (at {self.node})" if self.node else self.text
+
+
+@dataclass(eq=False, slots=True)
+class Atom:
+    """An index set. Two atoms are the same only if they are one object.
+
+    ``definition`` is set once, by the solver, when the atom turns out to be finer or
+    to be another one; reasons against cutting it move on to its definition.
+    """
+
+    size: Size
+    label: str = ""
+    definition: Expr | None = None
+    reasons: list[Reason] = field(default_factory=list)
+    number: int = field(default_factory=lambda: next(_numbers))
+
+    def __repr__(self) -> str:
+        return f"{self.label or 'a'}#{self.number}[{self.size}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """A concatenation of expressions, in order."""
+
+    terms: tuple[Expr, ...]
+
+    def __repr__(self) -> str:
+        return "(" + " + ".join(show(term) for term in self.terms) + ")"
+
+
+Factor = Atom | Sum
+Expr = tuple[Factor, ...]
+UNIT: Expr = ()
+Keep = Mapping[Atom, NDArray[np.int64]]
+
+
+def show(expr: Expr) -> str:
+    """Spell an expression for a person: factors joined by ``*``, 1 for none."""
+    return "*".join(repr(factor) for factor in expr) or "1"
+
+
+def concatenation(terms: tuple[Expr, ...] | list[Expr]) -> Expr:
+    """Return the sum of ``terms`` in normal form: nested sums flat, a lone term bare."""
+    flat: list[Expr] = []
+    for term in terms:
+        if len(term) == 1 and isinstance(term[0], Sum):
+            flat.extend(term[0].terms)
+        else:
+            flat.append(term)
+    return flat[0] if len(flat) == 1 else (Sum(tuple(flat)),)
+
+
+def resolve(expr: Expr) -> Expr:
+    """Replace every defined atom by its definition, down to the leaves."""
+    for factor in expr:
+        if type(factor) is not Atom or factor.definition is not None:
+            break
+    else:
+        return expr
+    factors: list[Factor] = []
+    for factor in expr:
+        if isinstance(factor, Atom):
+            if factor.definition is None:
+                factors.append(factor)
+                continue
+            factor.definition = resolve(factor.definition)  # path compression
+            factors.extend(factor.definition)
+            continue
+        terms = tuple(resolve(term) for term in factor.terms)
+        if all(new is old for new, old in zip(terms, factor.terms, strict=True)):
+            factors.append(factor)
+        else:
+            factors.extend(concatenation(terms))
+    return tuple(factors)
+
+
+def size(expr: Expr) -> Size:
+    """Number of positions of the axis."""
+    total: Size = 1
+    for factor in expr:
+        total = total * factor_size(factor)
+    return total
+
+
+def factor_size(factor: Factor) -> Size:
+    """Number of positions of one factor."""
+    if isinstance(factor, Atom):
+        return factor.size
+    total: Size = 0
+    for term in factor.terms:
+        total = total + size(term)
+    return total
+
+
+def leaves(expr: Expr) -> tuple[Atom, ...]:
+    """Return the undefined atoms of an expression, in order, each once."""
+    return tuple(dict.fromkeys(_walk(resolve(expr))))
+
+
+def _walk(expr: Expr) -> Iterator[Atom]:
+    for factor in expr:
+        if isinstance(factor, Atom):
+            yield factor
+        else:
+            for term in factor.terms:
+                yield from _walk(term)
+
+
+def indices(expr: Expr, keep: Keep) -> NDArray[np.int64]:
+    """Return the positions that survive when each atom keeps the given subset.
+
+    Args:
+        expr: An axis whose atoms have integer sizes.
+        keep: Sorted kept positions per leaf atom; an atom not named keeps all.
+
+    Returns:
+        int64 positions along the axis, in the order in which they will stand.
+    """
+    kept = np.zeros(1, dtype=np.int64)
+    for factor in resolve(expr):
+        part = _factor_indices(factor, keep)
+        kept = (kept[:, None] * _int(factor_size(factor)) + part[None, :]).reshape(-1)
+    return kept
+
+
+def _factor_indices(factor: Factor, keep: Keep) -> NDArray[np.int64]:
+    if isinstance(factor, Atom):
+        if factor in keep:
+            return np.asarray(keep[factor], dtype=np.int64)
+        return np.arange(_int(factor.size), dtype=np.int64)
+    parts, offset = [], 0
+    for term in factor.terms:
+        parts.append(indices(term, keep) + offset)
+        offset += _int(size(term))
+    return np.concatenate(parts)
+
+
+def _int(value: Size) -> int:
+    if not isinstance(value, int):
+        raise TypeError(f"the axis has the dynamic size {value}: its positions cannot be listed")
+    return value
+
+
+__all__ = [
+    "UNIT",
+    "Atom",
+    "Expr",
+    "Factor",
+    "Keep",
+    "Reason",
+    "Sum",
+    "concatenation",
+    "factor_size",
+    "indices",
+    "leaves",
+    "resolve",
+    "show",
+    "size",
+]

@@ -1,0 +1,166 @@
+"""What an op rule may say about axes, and the table of rules.
+
+A rule returns relations; the one solver executes them. An axis that no relation
+mentions, and every axis of an op without a rule, is frozen with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import onnx_ir as ir
+
+from secateur.graph_passes.axes.sizes import Size
+from secateur.registry import Registry
+
+if TYPE_CHECKING:
+    from secateur.graph_passes.axes.axis_map import AxisMap
+    from secateur.graph_passes.axes.expression import Keep
+    from secateur.graph_passes.axes.view import View
+
+
+class Port(NamedTuple):
+    """Axis ``axis``, from 0, of input ``slot``; a negative slot ``~i`` is output ``i``."""
+
+    slot: int
+    axis: int
+
+
+OUT = -1
+"""Slot of the first output."""
+
+
+class Same(NamedTuple):
+    """Element i of each port is element i of every other."""
+
+    ports: tuple[Port, ...]
+
+
+class Product(NamedTuple):
+    """The left axes, flattened row-major, are the right axes, flattened row-major."""
+
+    left: tuple[Port, ...]
+    right: tuple[Port, ...]
+
+
+class Sum(NamedTuple):
+    """The axis ``port`` is the concatenation of ``parts``."""
+
+    port: Port
+    parts: tuple[Port, ...]
+
+
+class Part(NamedTuple):
+    """``part`` is the positions ``start`` to ``stop`` of ``whole``."""
+
+    whole: Port
+    part: Port
+    start: Size
+    stop: Size
+
+
+class Blocks(NamedTuple):
+    """Each of ``ports`` is ``count`` blocks, one after the other; the blocks are shared.
+
+    ``ports[i]`` is blocks x ``inner[i]``: the ports there run over the inside of one
+    block. ``outer`` names ports that run over the blocks. ``fixed`` and ``fixed_blocks``
+    are reasons against cutting inside a block, and against cutting blocks.
+    """
+
+    ports: tuple[Port, ...]
+    count: Size
+    inner: tuple[tuple[Port, ...], ...]
+    outer: tuple[Port, ...] = ()
+    fixed: str = ""
+    fixed_blocks: str = ""
+
+
+class Padded(NamedTuple):
+    """``out`` is ``port`` with ``before`` and ``after`` constant positions around it."""
+
+    port: Port
+    out: Port
+    before: int
+    after: int
+
+
+class Unread(NamedTuple):
+    """Only the size or the type of the axis is read, never an element."""
+
+    port: Port
+
+
+class Fold(NamedTuple):
+    """The op combines all elements of the ports, which are cut together.
+
+    Cutting equals writing ``neutral`` at the cut elements; ``None`` says that no such
+    value exists, so that a cut changes the result (LayerNorm, ReduceMean).
+    """
+
+    ports: tuple[Port, ...]
+    neutral: float | None
+
+
+class Index(NamedTuple):
+    """The axis is read at constant positions; ``out`` is the axis they make, if any."""
+
+    port: Port
+    values: tuple[int, ...]
+    out: Port | None = None
+
+
+class Fresh(NamedTuple):
+    """An output axis that stands for itself: broadcast, counted or generated.
+
+    ``size`` is needed where the file may not declare it.
+    """
+
+    port: Port
+    size: Size | None = None
+
+
+class Frozen(NamedTuple):
+    """No pass may cut this axis."""
+
+    port: Port
+    reason: str
+
+
+Relation = Same | Product | Sum | Part | Blocks | Padded | Unread | Fold | Index | Fresh | Frozen
+AxisRule = Callable[["View"], Iterable[Relation]]
+Rewrite = Callable[[ir.Node, "AxisMap", "Keep"], None]
+
+AXIS_RULES: Registry[AxisRule] = Registry("axis rule")
+"""The only place where axis semantics live: op type (``domain:Op`` outside ai.onnx) to rule."""
+
+REWRITES: Registry[Rewrite] = Registry("attribute rewrite")
+"""Ops whose attributes or constant inputs spell sizes: how to spell them after a cut."""
+
+
+def op_key(node: ir.Node) -> str:
+    """Return the key of a node's op in the two tables."""
+    return f"{node.domain}:{node.op_type}" if node.domain else node.op_type
+
+
+__all__ = [
+    "AXIS_RULES",
+    "OUT",
+    "REWRITES",
+    "AxisRule",
+    "Blocks",
+    "Fold",
+    "Fresh",
+    "Frozen",
+    "Index",
+    "Padded",
+    "Part",
+    "Port",
+    "Product",
+    "Relation",
+    "Rewrite",
+    "Same",
+    "Sum",
+    "Unread",
+    "op_key",
+]

@@ -1,0 +1,136 @@
+"""Attention as one op: ai.onnx Attention, com.microsoft MultiHeadAttention, RotaryEmbedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from secateur.graph_passes.axes.axis_map import AxisMap
+from secateur.graph_passes.axes.expression import Keep, indices, size
+from secateur.graph_passes.axes.relations import (
+    AXIS_RULES,
+    OUT,
+    REWRITES,
+    Blocks,
+    Fold,
+    Frozen,
+    Port,
+    Relation,
+    Same,
+)
+from secateur.graph_passes.axes.view import View
+
+_SCALED = "the scale is computed from the head width"
+_PACKED = "head width inside a 3-D attention input"
+
+
+@AXIS_RULES.register("Attention")
+def attention(view: View) -> Iterator[Relation]:
+    """Q (B, H, N, Dh), K (B, G, M, Dh), V (B, G, M, Dv), mask -> (B, H, N, Dv).
+
+    H = G * repetitions. Also 3-D: (B, N, H*Dh). Past, present and score outputs freeze.
+    """
+    rank = view.rank(0)
+    if rank not in (3, 4) or view.has(4) or len(view.node.outputs) > 1:
+        return
+    yield Same((Port(0, 0), Port(1, 0), Port(2, 0), Port(OUT, 0)))
+    if rank == 4:
+        yield from _heads_apart(view)
+    else:
+        yield from _heads_packed(view)
+    tokens = rank - 2
+    yield Same((Port(0, tokens), Port(OUT, tokens)))
+    yield Fold((Port(1, tokens), Port(2, tokens)), neutral=None)
+    yield from _mask(view, 3, rank, tokens)
+
+
+def _heads_apart(view: View) -> Iterator[Relation]:
+    queries, keys = view.shape(0), view.shape(1)
+    if queries is None or keys is None:
+        return
+    yield Same((Port(0, 1), Port(OUT, 1)))
+    if queries[1] == keys[1]:
+        yield Same((Port(0, 1), Port(1, 1), Port(2, 1)))
+    else:
+        yield Blocks((Port(0, 1),), keys[1], ((),), (Port(1, 1), Port(2, 1)))
+    yield Fold((Port(0, 3), Port(1, 3)), neutral=0.0)
+    if view.node.attributes.get("scale") is None:
+        yield Frozen(Port(0, 3), _SCALED)
+    yield Same((Port(2, 3), Port(OUT, 3)))
+
+
+def _heads_packed(view: View) -> Iterator[Relation]:
+    n_heads = view.int("q_num_heads", view.int("num_heads", 1))
+    n_groups = view.int("kv_num_heads", n_heads)
+    yield (
+        Same((Port(2, 2), Port(1, 2)))
+        if view.shape(1) == view.shape(2)
+        else Frozen(Port(2, 2), _PACKED)
+    )
+    if n_heads == n_groups:
+        yield Blocks((Port(0, 2), Port(1, 2), Port(OUT, 2)), n_heads, ((), (), ()), fixed=_PACKED)
+    else:
+        for port in (Port(0, 2), Port(1, 2), Port(OUT, 2)):
+            yield Frozen(port, "grouped heads in a 3-D attention input")
+
+
+def _mask(view: View, slot: int, rank: int, tokens: int) -> Iterator[Relation]:
+    """(B or 1, H or 1, N, M), leading axes optional."""
+    shape = view.shape(slot)
+    if shape is None:
+        return
+    last = len(shape) - 1
+    targets = {last: Port(1, tokens), last - 1: Port(0, tokens), last - 3: Port(0, 0)}
+    if rank == 4:
+        targets[last - 2] = Port(0, 1)
+    for axis, length in enumerate(shape):
+        if length == 1:
+            continue
+        if axis in targets:
+            yield Same((Port(slot, axis), targets[axis]))
+        else:
+            yield Frozen(Port(slot, axis), "heads of the mask of a 3-D attention input")
+            yield Frozen(Port(0, rank - 1), "the mask has an axis of its heads")
+
+
+@AXIS_RULES.register("com.microsoft:MultiHeadAttention")
+def multi_head_attention(view: View) -> Iterator[Relation]:
+    """Q (B, N, H*Dh), K (B, M, H*Dh), V (B, M, H*Dv), ..., bias (B, H, N, M) -> (B, N, H*Dv)."""
+    if any(view.rank(slot) != 3 for slot in (0, 1, 2)) or any(view.has(s) for s in (6, 7)):
+        return
+    if len(view.node.outputs) > 1:
+        return
+    yield Same((Port(0, 0), Port(1, 0), Port(2, 0), Port(OUT, 0)))
+    yield from _heads_packed(view)
+    if view.has(3):
+        yield Frozen(Port(0, 2), "queries, keys and values share one bias")
+    yield Same((Port(0, 1), Port(OUT, 1)))
+    yield Fold((Port(1, 1), Port(2, 1)), neutral=None)
+    yield from _mask(view, 5, 3, 1)
+
+
+@REWRITES.register("Attention", "com.microsoft:MultiHeadAttention")
+def head_counts(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
+    """Spell the number of heads again where the inputs are 3-D."""
+    exprs = axes.at(node, 0)
+    if len(exprs) != 3:
+        return
+    for name, slot in (("num_heads", 0), ("q_num_heads", 0), ("kv_num_heads", 1)):
+        if name not in node.attributes:
+            continue
+        heads = node.attributes.get_int(name, 1)
+        packed = axes.at(node, slot)[2]
+        width = int(str(size(packed))) // heads
+        node.attributes[name] = ir.AttrInt64(name, len(indices(packed, keep)) // width)
+
+
+@AXIS_RULES.register("RotaryEmbedding")
+def rotary_embedding(view: View) -> Iterator[Relation]:
+    """X (B, H, N, Dh), cos and sin tables -> X rotated: halves of Dh are paired."""
+    rank = view.rank(0)
+    if rank != 4:
+        return
+    for axis in range(rank):
+        yield Same((Port(0, axis), Port(OUT, axis)))
+    yield Frozen(Port(0, 3), "pairs of positions are rotated together")

@@ -1,0 +1,129 @@
+"""Convolutions and pooling. Layout (B, C, *space)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from secateur.graph_passes.axes.axis_map import AxisMap
+from secateur.graph_passes.axes.expression import Keep, indices
+from secateur.graph_passes.axes.relations import (
+    AXIS_RULES,
+    OUT,
+    REWRITES,
+    Blocks,
+    Fold,
+    Fresh,
+    Frozen,
+    Port,
+    Relation,
+    Same,
+)
+from secateur.graph_passes.axes.sizes import divide
+from secateur.graph_passes.axes.view import View
+
+
+@AXIS_RULES.register("Conv")
+def conv(view: View) -> Iterator[Relation]:
+    """(B, G*I, *S), (G*O, I, *k), (G*O) -> (B, G*O, *S'): groups G; space stays frozen.
+
+    With a kernel of size 1, stride 1 and no padding space is carried.
+    """
+    weight = view.shape(1)
+    if weight is None:
+        return
+    yield Same((Port(0, 0), Port(OUT, 0)))
+    bias = (Port(2, 0),) if view.has(2) else ()
+    yield Same((Port(1, 0), *bias, Port(OUT, 1)))
+    group = view.int("group", 1)
+    if group == 1:
+        yield Fold((Port(0, 1), Port(1, 1)), neutral=0.0)
+    else:
+        yield Blocks((Port(0, 1), Port(1, 0)), group, ((Port(1, 1),), ()))
+        yield Fold((Port(1, 1),), neutral=0.0)
+    pointwise = _is_pointwise(view, weight[2:])
+    for axis in range(2, len(weight)):
+        if pointwise:
+            yield Same((Port(0, axis), Port(OUT, axis)))
+        else:
+            yield from _space(axis, "the convolution mixes neighbours in space")
+            yield Frozen(Port(1, axis), "it is the extent of a kernel")
+
+
+def _is_pointwise(view: View, kernel: tuple[object, ...]) -> bool:
+    ones = all(extent == 1 for extent in kernel)
+    strides, pads = view.attribute_ints("strides") or (1,), view.attribute_ints("pads") or (0,)
+    return ones and set(strides) == {1} and set(pads) == {0}
+
+
+def _space(axis: int, reason: str) -> Iterator[Relation]:
+    yield Frozen(Port(0, axis), reason)
+    yield Fresh(Port(OUT, axis))
+    yield Frozen(Port(OUT, axis), reason)
+
+
+@REWRITES.register("Conv", "ConvTranspose")
+def conv_group(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
+    """Spell ``group`` again: input channels over input channels per group."""
+    group = node.attributes.get_int("group", 1)
+    if group == 1:
+        return
+    kept = len(indices(axes.expr(node, Port(0, 1)), keep))
+    if node.op_type == "ConvTranspose":  # depthwise, the only grouped form that is cut
+        node.attributes["group"] = ir.AttrInt64("group", kept)
+        return
+    per_group = len(indices(axes.expr(node, Port(1, 1)), keep))
+    node.attributes["group"] = ir.AttrInt64("group", kept // per_group)
+
+
+@AXIS_RULES.register("ConvTranspose")
+def conv_transpose(view: View) -> Iterator[Relation]:
+    """(B, I, *S), (I, O, *k), (O) -> (B, O, *S'); of the grouped forms only depthwise."""
+    weight, group = view.shape(1), view.int("group", 1)
+    if weight is None:
+        return
+    yield Same((Port(0, 0), Port(OUT, 0)))
+    bias = (Port(2, 0),) if view.has(2) else ()
+    if group == 1:
+        yield Fold((Port(0, 1), Port(1, 0)), neutral=0.0)
+        yield Same((Port(1, 1), *bias, Port(OUT, 1)))
+    elif divide(weight[0], group) == 1:
+        yield Same((Port(0, 1), Port(1, 0)))
+        yield Blocks(
+            (Port(OUT, 1), *bias),
+            group,
+            ((Port(1, 1),), *(((Port(1, 1),),) * len(bias))),
+            (Port(1, 0),),
+        )
+    else:
+        yield Frozen(Port(0, 1), "channels of a grouped transposed convolution")
+        yield Frozen(Port(1, 0), "channels of a grouped transposed convolution")
+        yield Frozen(Port(1, 1), "channels of a grouped transposed convolution")
+    for axis in range(2, len(weight)):
+        yield from _space(axis, "the convolution mixes neighbours in space")
+        yield Frozen(Port(1, axis), "it is the extent of a kernel")
+
+
+@AXIS_RULES.register("MaxPool", "AveragePool", "LpPool")
+def pool(view: View) -> Iterator[Relation]:
+    """(B, C, *S) -> (B, C, *S'): batch and channels are carried, space is frozen."""
+    for axis in range(view.rank(0) or 0):
+        if axis < 2:
+            outs = [Port(~i, axis) for i in range(len(view.node.outputs))]
+            yield Same((Port(0, axis), *outs))
+        else:
+            yield from _space(axis, "pooling mixes neighbours in space")
+
+
+@AXIS_RULES.register("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+def global_pool(view: View) -> Iterator[Relation]:
+    """(B, C, *S) -> (B, C, 1, ...): space is folded; a mean has no neutral element."""
+    neutral = {"GlobalMaxPool": -math.inf, "GlobalLpPool": 0.0}.get(view.node.op_type)
+    for axis in range(view.rank(0) or 0):
+        if axis < 2:
+            yield Same((Port(0, axis), Port(OUT, axis)))
+        else:
+            yield Fold((Port(0, axis),), neutral)
+            yield Fresh(Port(OUT, axis), 1)

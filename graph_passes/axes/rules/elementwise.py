@@ -1,0 +1,59 @@
+"""Ops that work element by element, with NumPy broadcasting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from secateur.graph_passes.axes.relations import AXIS_RULES, OUT, Port, Relation, Same, Unread
+from secateur.graph_passes.axes.view import View
+
+_ONE_INPUT = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor "
+    "Gelu HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu "
+    "Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu "
+    "com.microsoft:QuickGelu com.microsoft:Gelu"
+).split()
+
+_BROADCAST = (
+    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less "
+    "LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor "
+    "com.microsoft:BiasGelu com.microsoft:FastGelu"
+).split()
+
+
+@AXIS_RULES.register(*_BROADCAST, *_ONE_INPUT)
+def elementwise(view: View) -> Iterator[Relation]:
+    """(..., A), (..., A or 1), ... -> (..., A): every axis is carried.
+
+    A broadcast axis of size 1 takes part in nothing.
+    """
+    shapes = [view.shape(slot) for slot in range(len(view)) if view.has(slot)]
+    slots = [slot for slot in range(len(view)) if view.has(slot)]
+    if any(shape is None for shape in shapes):
+        return
+    rank = max(len(shape) for shape in shapes if shape is not None)
+    for axis in range(rank):
+        ports, units = [], []
+        for slot, shape in zip(slots, shapes, strict=True):
+            here = axis - rank + len(shape or ())
+            if shape is None or here < 0:
+                continue
+            (units if shape[here] == 1 else ports).append(Port(slot, here))
+        yield Same((*(ports or units[:1]), Port(OUT, axis)))
+
+
+@AXIS_RULES.register("Dropout")
+def dropout(view: View) -> Iterator[Relation]:
+    """(A, ...) -> (A, ...): the identity at inference; the mask output follows."""
+    for axis in range(view.rank(0) or 0):
+        outs = [Port(~i, axis) for i in range(len(view.node.outputs))]
+        yield Same((Port(0, axis), *outs))
+
+
+@AXIS_RULES.register("CastLike")
+def cast_like(view: View) -> Iterator[Relation]:
+    """(A, ...), like -> (A, ...): only the type of the second input is read."""
+    for axis in range(view.rank(0) or 0):
+        yield Same((Port(0, axis), Port(OUT, axis)))
+    for axis in range(view.rank(1) or 0):
+        yield Unread(Port(1, axis))

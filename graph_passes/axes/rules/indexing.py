@@ -1,0 +1,186 @@
+"""Gathers and scatters: what is read by position, and what is carried beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from secateur.graph_passes.axes.axis_map import AxisMap, constant
+from secateur.graph_passes.axes.expression import Keep, indices, leaves
+from secateur.graph_passes.axes.relations import (
+    AXIS_RULES,
+    OUT,
+    REWRITES,
+    Fresh,
+    Frozen,
+    Index,
+    Port,
+    Product,
+    Relation,
+    Same,
+)
+from secateur.graph_passes.axes.view import View
+
+_COMPUTED = "it is read at computed positions"
+
+
+@AXIS_RULES.register("Gather")
+def gather(view: View) -> Iterator[Relation]:
+    """(..., A, ...), index (I...) -> (..., I..., ...): the axes of the index take A's place.
+
+    Constant indices that are a run of A make a part of it; computed ones freeze A.
+    """
+    rank, n_index = view.rank(0), view.rank(1)
+    if rank is None or n_index is None:
+        return
+    picked = view.int("axis", 0) % rank
+    for axis in range(rank):
+        if axis != picked:
+            out = axis if axis < picked else axis + n_index - 1
+            yield Same((Port(0, axis), Port(OUT, out)))
+    values, shape = view.constant(1), view.shape(0) or ()
+    if values is None:
+        yield Frozen(Port(0, picked), _COMPUTED)
+        for axis in range(n_index):
+            yield Same((Port(1, axis), Port(OUT, picked + axis)))
+        return
+    yield from _gather_constant(values, shape[picked], picked)
+
+
+def _gather_constant(values: np.ndarray, total: object, picked: int) -> Iterator[Relation]:
+    flat = values.reshape(-1)
+    if isinstance(total, int):
+        flat = np.where(flat < 0, flat + total, flat)
+    positions = tuple(int(v) for v in flat)
+    outs = tuple(Port(OUT, picked + axis) for axis in range(values.ndim))
+    if values.ndim == 0:
+        yield Index(Port(0, picked), positions)
+    elif values.ndim == 1:
+        yield Index(Port(0, picked), positions, outs[0])
+        yield Same((Port(1, 0), outs[0]))
+    elif positions == tuple(range(len(positions))) and len(positions) == total:
+        for axis, port in enumerate(outs):
+            yield Fresh(port, int(values.shape[axis]))
+        yield Product((Port(0, picked),), outs)
+        for axis, port in enumerate(outs):
+            yield Same((Port(1, axis), port))
+    else:
+        yield Frozen(Port(0, picked), "it is read at constant positions")
+        for axis, port in enumerate(outs):
+            yield Same((Port(1, axis), port))
+
+
+@REWRITES.register("Gather")
+def renumber(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
+    """Constant positions are spelled anew: where each of them stands after the cut.
+
+    The index tensor itself was cut along its own axes before.
+    """
+    values = constant(node.inputs[1])
+    data = axes.at(node, 0)
+    whole = data[node.attributes.get_int("axis", 0) % len(data)]
+    if values is None or not any(atom in keep for atom in leaves(whole)):
+        return
+    kept = indices(whole, keep)
+    total = indices(whole, {}).size
+    moved = np.searchsorted(kept, np.where(values < 0, values + total, values))
+    index = ir.tensor(moved.astype(values.dtype))
+    name = f"{node.name or node.outputs[0].name}.positions"
+    fresh = ir.Value(
+        name=name, const_value=index, shape=ir.Shape(moved.shape), type=ir.TensorType(index.dtype)
+    )
+    assert node.graph is not None
+    node.graph.register_initializer(fresh)
+    node.replace_input_with(1, fresh)
+
+
+@AXIS_RULES.register("GatherElements")
+def gather_elements(view: View) -> Iterator[Relation]:
+    """Axes of equal size are carried by data, index and output; the read one is frozen."""
+    data, index = view.shape(0), view.shape(1)
+    if data is None or index is None:
+        return
+    picked = view.int("axis", 0) % len(data)
+    for axis in range(len(data)):
+        yield Same((Port(1, axis), Port(OUT, axis)))
+        if axis == picked:
+            yield Frozen(Port(0, axis), _COMPUTED)
+        elif data[axis] == index[axis]:
+            yield Same((Port(0, axis), Port(OUT, axis)))
+        else:
+            yield Frozen(Port(0, axis), "only a part of it is read")
+
+
+@AXIS_RULES.register("GatherND")
+def gather_nd(view: View) -> Iterator[Relation]:
+    """(b..., A..., r...), index (b..., i..., K) -> (b..., i..., r...): K axes are frozen."""
+    data, index = view.shape(0), view.shape(1)
+    if data is None or index is None or not isinstance(index[-1], int):
+        return
+    batch, depth = view.int("batch_dims", 0), index[-1]
+    for axis in range(batch):
+        yield Same((Port(0, axis), Port(1, axis), Port(OUT, axis)))
+    for axis in range(batch, batch + depth):
+        yield Frozen(Port(0, axis), _COMPUTED)
+    for axis in range(batch, len(index) - 1):
+        yield Same((Port(1, axis), Port(OUT, axis)))
+    for axis in range(batch + depth, len(data)):
+        yield Same((Port(0, axis), Port(OUT, axis - batch - depth + len(index) - 1)))
+
+
+@AXIS_RULES.register("ScatterElements")
+def scatter_elements(view: View) -> Iterator[Relation]:
+    """Written axis frozen; the others are carried by data and output."""
+    rank = view.rank(0) or 0
+    written = view.int("axis", 0) % max(rank, 1)
+    data, index = view.shape(0) or (), view.shape(1) or ()
+    for axis in range(rank):
+        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield Same((Port(1, axis), Port(2, axis)))
+        if axis == written:
+            yield Frozen(Port(0, axis), "it is written at computed positions")
+        elif data[axis] == index[axis]:
+            yield Same((Port(0, axis), Port(1, axis)))
+        else:
+            yield Frozen(Port(0, axis), "only a part of it is written")
+
+
+@AXIS_RULES.register("ScatterND")
+def scatter_nd(view: View) -> Iterator[Relation]:
+    """(A..., r...), index (i..., K), updates (i..., r...) -> (A..., r...): K axes are frozen."""
+    rank, index = view.rank(0), view.shape(1)
+    if rank is None or index is None or not isinstance(index[-1], int):
+        return
+    depth = index[-1]
+    for axis in range(rank):
+        ports = [Port(0, axis), Port(OUT, axis)]
+        if axis >= depth:
+            ports.append(Port(2, axis - depth + len(index) - 1))
+        yield Same(tuple(ports))
+        if axis < depth:
+            yield Frozen(Port(0, axis), "it is written at computed positions")
+    for axis in range(len(index) - 1):
+        yield Same((Port(1, axis), Port(2, axis)))
+
+
+@AXIS_RULES.register("OneHot")
+def one_hot(view: View) -> Iterator[Relation]:
+    """(I...) -> (I..., depth): the new axis stands for classes and is frozen."""
+    rank = view.rank(0) or 0
+    new = view.int("axis", -1) % (rank + 1)
+    for axis in range(rank):
+        yield Same((Port(0, axis), Port(OUT, axis if axis < new else axis + 1)))
+    yield Fresh(Port(OUT, new))
+    yield Frozen(Port(OUT, new), "its positions are class numbers")
+
+
+@AXIS_RULES.register("Trilu")
+def triangle(view: View) -> Iterator[Relation]:
+    """(..., N, M): all axes are carried; the last two are compared by position."""
+    rank = view.rank(0) or 0
+    for axis in range(rank):
+        yield Same((Port(0, axis), Port(OUT, axis)))
+        if axis >= rank - 2:
+            yield Frozen(Port(0, axis), "rows and columns are compared by position")

@@ -1,0 +1,86 @@
+"""What an op rule sees of one node: sizes, constants, attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from secateur.graph_passes.axes.axis_map import AxisMap, constant
+from secateur.graph_passes.axes.expression import resolve, size
+from secateur.graph_passes.axes.sizes import Polynomial, Size
+
+
+class View:
+    """One node for the eyes of its rule; output axes are known only by declared shape."""
+
+    __slots__ = ("_axes", "node", "opset")
+
+    def __init__(self, node: ir.Node, axes: AxisMap, opset: int) -> None:
+        self.node = node
+        self.opset = opset
+        self._axes = axes
+
+    def __len__(self) -> int:
+        return len(self.node.inputs)
+
+    def has(self, slot: int) -> bool:
+        """Tell whether input ``slot`` is there."""
+        return slot < len(self.node.inputs) and self.node.inputs[slot] is not None
+
+    def rank(self, slot: int) -> int | None:
+        """Return the rank of an input, None where it is unknown or absent."""
+        exprs = self._axes.raw(self.node, slot)
+        return None if exprs is None else len(exprs)
+
+    def shape(self, slot: int) -> tuple[Size, ...] | None:
+        """Return the sizes of an input, or the declared ones of output ``~slot``."""
+        if slot < 0:
+            return declared_shape(self.node.outputs[~slot])
+        exprs = self._axes.raw(self.node, slot)
+        if exprs is None:
+            return None
+        return tuple(size(resolve(expr)) for expr in exprs)
+
+    def constant(self, slot: int) -> np.ndarray | None:
+        """Return the array of a constant input, None where it is computed or absent."""
+        return constant(self.node.inputs[slot]) if self.has(slot) else None
+
+    def ints(self, slot: int) -> tuple[Size, ...] | None:
+        """Return an integer input as sizes, whether constant or computed from shapes."""
+        value = self.node.inputs[slot] if self.has(slot) else None
+        return None if value is None else self._axes.ints(value)
+
+    def int(self, name: str, default: int) -> int:
+        """Return an integer attribute."""
+        return self.node.attributes.get_int(name, default)
+
+    def attribute_ints(self, name: str) -> Sequence[int] | None:
+        """Return a list attribute, None where it is absent."""
+        attribute = self.node.attributes.get(name)
+        return None if attribute is None else tuple(attribute.as_ints())
+
+    def string(self, name: str, default: str) -> str:
+        """Return a string attribute."""
+        return self.node.attributes.get_string(name, default)
+
+    def same(self, left: Size, right: Size) -> bool:
+        """Compare two sizes without merging names."""
+        return left == right
+
+
+def declared_shape(value: ir.Value) -> tuple[Size, ...] | None:
+    """Return the shape that stands in the file; unnamed dimensions get a name of their own."""
+    if value.shape is None:
+        return None
+    sizes: list[Size] = []
+    for axis, dim in enumerate(value.shape):
+        if isinstance(dim, int):
+            sizes.append(dim)
+        else:
+            sizes.append(Polynomial.symbol(dim.value or f"{value.name}:{axis}"))
+    return tuple(sizes)
+
+
+__all__ = ["View", "declared_shape"]
