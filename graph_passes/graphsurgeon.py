@@ -96,7 +96,8 @@ def _library() -> ModuleType:
             "onnx-graphsurgeon is not installed",
             next_step="pip install 'secateur[build]'",
         ) from error
-    return onnx_graphsurgeon
+    library: ModuleType = onnx_graphsurgeon
+    return library
 
 
 def _key(node: ir.Node) -> tuple[str, str]:
