@@ -38,7 +38,9 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     """Move each image by at most one pixel in each direction; what enters is empty."""
     padded = F.pad(images, (1, 1, 1, 1))
     offsets = torch.randint(0, 3, (len(images), 2), generator=generator).tolist()
-    return torch.stack([x[:, r : r + 8, c : c + 8] for x, (r, c) in zip(padded, offsets)])
+    return torch.stack(
+        [x[:, r : r + 8, c : c + 8] for x, (r, c) in zip(padded, offsets, strict=True)]
+    )
 
 
 def train(digits: Digits, epochs: int = 30, seed: int = 0) -> DigitsViT:
