@@ -56,7 +56,7 @@ class ModelSource(_Strict):
 
     source: str
     """A folder or hub name (safetensors), ``pkg.module:function``, or an .onnx file."""
-    opset: Annotated[int, Field(ge=17, le=23)] = 20
+    opset: Annotated[int, Field(ge=18, le=24)] = 20
     """ONNX opset to export with; an .onnx file keeps its own."""
     dynamic: dict[str, dict[int, str]] = Field(default_factory=dict)
     """Names of the dynamic axes, by input and axis; empty takes the family's own."""

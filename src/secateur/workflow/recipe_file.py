@@ -222,10 +222,19 @@ def _resolve_data(data: Data, folder: Path) -> Data:
     for name in ("texts", "npz"):
         if (value := getattr(data, name)) is not None:
             changes[name] = (folder / value).resolve()
-    file, _, function = (data.loader or "").rpartition(":")
-    if file.endswith(".py"):
-        changes["loader"] = f"{(folder / file).resolve()}:{function}"
+    script, function = _script(data)
+    if script:
+        changes["loader"] = f"{(folder / script).resolve()}:{function}"
     return data.model_copy(update=changes)
+
+
+def _script(data: Data) -> tuple[str, str]:
+    """File and function of a loader script; empty when the loader is a module's."""
+    spec = data.loader or ""
+    file, _, function = spec.rpartition(":")
+    if spec.endswith(".py"):
+        return spec, "load_data"
+    return (file, function) if file.endswith(".py") else ("", "")
 
 
 def _missing_files(recipe: Recipe) -> Iterator[Mistake]:
@@ -239,9 +248,9 @@ def _missing_files(recipe: Recipe) -> Iterator[Mistake]:
         value = getattr(data, name) if data is not None else None
         if value is not None and not value.exists():
             yield Mistake(("data", name), f"no such {name} file", got=str(value))
-    loader = (data.loader or "").rpartition(":")[0] if data is not None else ""
-    if loader.endswith(".py") and not Path(loader).exists():
-        yield Mistake(("data", "loader"), "no such loader script", got=loader)
+    script = _script(data)[0] if data is not None else ""
+    if script and not Path(script).exists():
+        yield Mistake(("data", "loader"), "no such loader script", got=script)
 
 
 def _error(path: Path, root: yaml.Node | None, mistakes: list[Mistake]) -> BadInputError:

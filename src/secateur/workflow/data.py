@@ -1,0 +1,227 @@
+"""The user's inputs as arrays: one sample each, padded only when a batch is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import BadInputError
+from secateur.recipe import Data
+from secateur.runtime.backend import Array, Arrays
+
+Tokenizer = Callable[..., Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Inputs of a model, one mapping of name to (1, ...) array a sample.
+
+    ``padding`` gives the value that fills an input up to the longest sample of a batch.
+    """
+
+    arrays: tuple[dict[str, Array], ...]
+    labels: tuple[str, ...]
+    pieces: tuple[tuple[str, ...], ...] = ()
+    """The tokens of each sample as text; empty when the inputs are no texts."""
+    padding: Mapping[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Array]:
+        """Some samples as one batch, padded at the end to the longest of them."""
+        chosen = [self.arrays[index] for index in indices]
+        return {name: self._stack(name, [a[name] for a in chosen]) for name in chosen[0]}
+
+    def batches(self, size: int, limit: int | None = None) -> Iterator[dict[str, Array]]:
+        """All samples (or the first ``limit``) in order, ``size`` at a time."""
+        count = len(self) if limit is None else min(limit, len(self))
+        for start in range(0, count, size):
+            yield self.batch(range(start, min(start + size, count)))
+
+    def _stack(self, name: str, arrays: Sequence[Array]) -> Array:
+        shape = np.max([array.shape for array in arrays], axis=0)
+        fill = self.padding.get(name, 0)
+        padded = []
+        for array in arrays:
+            missing = [(0, int(size - have)) for size, have in zip(shape, array.shape, strict=True)]
+            if any(after for _, after in missing) and name not in self.padding:
+                raise BadInputError(
+                    f"samples of input {name!r} have different shapes",
+                    got=f"{list(array.shape)} beside {shape.tolist()}",
+                    wanted="one shape; only tokenised texts are padded",
+                )
+            padded.append(np.pad(array, missing, constant_values=fill))
+        return np.concatenate(padded)
+
+
+def load_samples(data: Data, *, inputs: Sequence[str], tokenizer: Tokenizer | None) -> Samples:
+    """Read what the recipe's ``data`` names.
+
+    Args:
+        data: one of texts, npz, loader.
+        inputs: names that the model takes; others are dropped from a tokenizer's output.
+        tokenizer: the model's own, called with a text; None when it has none.
+
+    Raises:
+        BadInputError: no samples, a name that is missing, or texts without a tokenizer.
+    """
+    if data.texts is not None:
+        samples = _from_texts(data, inputs, tokenizer)
+    elif data.npz is not None:
+        samples = _from_npz(data.npz, data.limit)
+    else:
+        samples = _from_loader(data.loader or "", data.limit)
+    where = str(data.texts or data.npz or data.loader)
+    if not len(samples):
+        raise BadInputError("the data holds no samples", where=where)
+    if missing := [name for name in inputs if name not in samples.arrays[0]]:
+        raise BadInputError(
+            f"the data has no array for input {missing[0]!r}",
+            where=where,
+            got=", ".join(samples.arrays[0]),
+            wanted=", ".join(inputs),
+        )
+    return samples
+
+
+def example_samples(inputs: Arrays) -> Samples:
+    """A model's own example inputs as samples, for a recipe without data."""
+    count = len(next(iter(inputs.values())))
+    split = tuple({k: np.asarray(v)[i : i + 1] for k, v in inputs.items()} for i in range(count))
+    return Samples(split, tuple(f"example {i}" for i in range(count)))
+
+
+def _from_texts(data: Data, inputs: Sequence[str], tokenizer: Tokenizer | None) -> Samples:
+    if tokenizer is None:
+        raise BadInputError(
+            "texts need the model's tokenizer, and this model has none",
+            where=str(data.texts),
+            next_step="give arrays instead: data: {npz: ...} or data: {loader: file.py:function}",
+        )
+    lines = read_texts(Path(data.texts or ""))[: data.limit]
+    encoded = [tokenizer(line, truncation=True, max_length=data.max_length) for line in lines]
+    arrays = tuple(
+        {name: np.asarray([e[name]], dtype=np.int64) for name in e if name in inputs}
+        for e in encoded
+    )
+    convert = getattr(tokenizer, "convert_ids_to_tokens", None)
+    pieces = tuple(tuple(convert(e["input_ids"])) for e in encoded) if convert else ()
+    pad = getattr(tokenizer, "pad_token_id", None) or 0
+    padding = {name: float(pad if name == "input_ids" else 0) for name in inputs}
+    return Samples(arrays, tuple(lines), pieces, padding)
+
+
+def read_texts(path: Path) -> list[str]:
+    """The lines of a text file; empty ones and headings (#) are left out."""
+    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """Arrays by name; a file with pickled objects is refused."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInputError(
+            "the file holds no NumPy arrays by name",
+            where=str(path),
+            got=str(error).split("\n")[0],
+            wanted="an .npz file written by numpy.savez",
+        ) from None
+
+
+def _from_npz(path: Path, limit: int) -> Samples:
+    arrays = read_npz(path)
+    if len(sizes := {len(array) if array.ndim else 0 for array in arrays.values()}) > 1:
+        raise BadInputError(
+            "the arrays hold different numbers of samples",
+            where=str(path),
+            got=", ".join(f"{name} {list(array.shape)}" for name, array in arrays.items()),
+            wanted="the same first axis everywhere",
+        )
+    count = min(sizes.pop() if sizes else 0, limit)
+    split = tuple({name: a[i : i + 1] for name, a in arrays.items()} for i in range(count))
+    return Samples(split, tuple(f"sample {i}" for i in range(count)))
+
+
+def _from_loader(spec: str, limit: int) -> Samples:
+    """``file.py:function`` as Polygraphy's loader scripts: yields dicts of name to array."""
+    arrays: list[dict[str, Array]] = []
+    for batch in load_function(spec)():
+        named = {str(name): np.asarray(array) for name, array in batch.items()}
+        count = len(next(iter(named.values())))
+        arrays += [{name: a[i : i + 1] for name, a in named.items()} for i in range(count)]
+        if len(arrays) >= limit:
+            break
+    kept = tuple(arrays[:limit])
+    return Samples(kept, tuple(f"sample {i}" for i in range(len(kept))))
+
+
+def load_function(spec: str) -> Callable[[], Iterable[Mapping[str, Any]]]:
+    """The function that ``file.py:function``, ``file.py`` or ``pkg.module:function`` names.
+
+    A script alone means its ``load_data``, as for Polygraphy.
+    """
+    module_name, _, name = (f"{spec}:load_data" if spec.endswith(".py") else spec).rpartition(":")
+    try:
+        module = _script(module_name) if module_name.endswith(".py") else _module(module_name)
+        function: Callable[[], Iterable[Mapping[str, Any]]] = getattr(module, name)
+    except (ImportError, AttributeError, ValueError, OSError) as error:
+        raise BadInputError(
+            "the loader function cannot be found",
+            where=spec,
+            got=str(error),
+            wanted="file.py:function or pkg.module:function, without arguments",
+        ) from None
+    return function
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def _script(path: str) -> ModuleType:
+    found = importlib.util.spec_from_file_location("secateur_loader", path)
+    if found is None or found.loader is None:
+        raise ImportError(f"{path} is no Python script")
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """Inputs of one run: an .npz, or JSON with nested lists by name."""
+    if path.suffix == ".npz":
+        return read_npz(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): np.asarray(values) for name, values in record.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInputError(
+            "the inputs cannot be read",
+            where=str(path),
+            got=str(error),
+            wanted="an .npz, or a .json with nested lists by input name",
+        ) from None
+
+
+__all__ = [
+    "Samples",
+    "Tokenizer",
+    "example_samples",
+    "load_function",
+    "load_samples",
+    "read_arrays",
+    "read_npz",
+    "read_texts",
+]

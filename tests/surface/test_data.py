@@ -1,0 +1,133 @@
+"""The user's inputs: texts, arrays and loader scripts become samples and ragged batches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from secateur.errors import BadInputError
+from secateur.recipe import Data
+from secateur.workflow.data import load_samples, read_arrays, read_texts
+
+
+class Words:
+    """A tokenizer of one id a word, with the parts that ours are used by."""
+
+    pad_token_id = 9
+
+    def __call__(self, text, *, truncation, max_length):
+        ids = [len(word) for word in text.split()][:max_length]
+        assert truncation
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": [0] * 3}
+
+    def convert_ids_to_tokens(self, ids):
+        return [f"w{i}" for i in ids]
+
+
+INPUTS = ("input_ids", "attention_mask")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("# heading\na bb ccc\n\ndddd eeeee\n", encoding="utf-8")
+    return path
+
+
+def test_headings_and_empty_lines_are_no_texts(texts):
+    assert read_texts(texts) == ["a bb ccc", "dddd eeeee"]
+
+
+def test_texts_are_tokenised_one_by_one_and_padded_in_a_batch(texts):
+    samples = load_samples(Data(texts=texts), inputs=INPUTS, tokenizer=Words())
+    batch = samples.batch([0, 1])
+    assert samples.arrays[1]["input_ids"].shape == (1, 2)
+    np.testing.assert_array_equal(batch["input_ids"], [[1, 2, 3], [4, 5, 9]])
+    np.testing.assert_array_equal(batch["attention_mask"], [[1, 1, 1], [1, 1, 0]])
+    assert samples.pieces[1] == ("w4", "w5")
+
+
+def test_inputs_that_the_model_does_not_take_are_left_out(texts):
+    samples = load_samples(Data(texts=texts), inputs=INPUTS, tokenizer=Words())
+    assert set(samples.arrays[0]) == set(INPUTS)
+
+
+def test_texts_without_a_tokenizer_are_refused(texts):
+    with pytest.raises(BadInputError, match="this model has none"):
+        load_samples(Data(texts=texts), inputs=INPUTS, tokenizer=None)
+
+
+def test_arrays_are_split_into_samples(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.arange(12.0).reshape(3, 4))
+    samples = load_samples(Data(npz=tmp_path / "x.npz", limit=2), inputs=("x",), tokenizer=None)
+    assert len(samples) == 2
+    assert [b["x"].shape for b in samples.batches(2)] == [(2, 4)]
+
+
+def test_a_missing_input_is_named(tmp_path):
+    np.savez(tmp_path / "x.npz", y=np.zeros((3, 4)))
+    with pytest.raises(BadInputError, match="no array for input 'x'"):
+        load_samples(Data(npz=tmp_path / "x.npz"), inputs=("x",), tokenizer=None)
+
+
+def test_arrays_of_different_counts_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 4)), y=np.zeros((2, 4)))
+    with pytest.raises(BadInputError, match="different numbers of samples"):
+        load_samples(Data(npz=tmp_path / "x.npz"), inputs=("x",), tokenizer=None)
+
+
+def test_a_file_that_is_no_npz_is_refused(tmp_path):
+    (tmp_path / "x.npz").write_bytes(b"not a zip")
+    with pytest.raises(BadInputError, match="no NumPy arrays"):
+        read_arrays(tmp_path / "x.npz")
+
+
+def test_pickled_objects_are_not_loaded(tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(BadInputError, match="no NumPy arrays"):
+        read_arrays(tmp_path / "x.npz")
+
+
+def test_a_loader_script_yields_batches_of_arrays(tmp_path):
+    script = tmp_path / "loader.py"
+    script.write_text(
+        "import numpy as np\ndef load_data():\n    yield {'x': np.zeros((3, 4), np.float32)}\n"
+    )
+    for spec in (f"{script}:load_data", str(script)):
+        assert len(load_samples(Data(loader=spec), inputs=("x",), tokenizer=None)) == 3
+
+
+@pytest.mark.parametrize("spec", ["no.such.module:f", "json:nothing", "nowhere.py:f"])
+def test_a_loader_that_does_not_exist_is_named(spec):
+    with pytest.raises(BadInputError, match="loader function cannot be found"):
+        load_samples(Data(loader=spec), inputs=("x",), tokenizer=None)
+
+
+def test_samples_of_different_shapes_are_not_padded_silently(tmp_path):
+    script = tmp_path / "loader.py"
+    script.write_text(
+        "import numpy as np\n"
+        "def load_data():\n"
+        "    yield {'x': np.zeros((1, 4))}\n"
+        "    yield {'x': np.zeros((1, 5))}\n"
+    )
+    samples = load_samples(Data(loader=str(script)), inputs=("x",), tokenizer=None)
+    with pytest.raises(BadInputError, match="different shapes"):
+        samples.batch([0, 1])
+
+
+def test_an_empty_text_file_is_refused(tmp_path):
+    (tmp_path / "t.txt").write_text("# only a heading\n")
+    with pytest.raises(BadInputError, match="no samples"):
+        load_samples(Data(texts=tmp_path / "t.txt"), inputs=INPUTS, tokenizer=Words())
+
+
+def test_json_inputs_are_read(tmp_path):
+    (tmp_path / "x.json").write_text('{"x": [[1, 2]]}')
+    assert read_arrays(tmp_path / "x.json")["x"].shape == (1, 2)
+
+
+def test_json_that_is_no_mapping_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(BadInputError, match="cannot be read"):
+        read_arrays(tmp_path / "x.json")
