@@ -8,58 +8,16 @@ compared on the kept rows. Removed heads and channels are zero at their consumer
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import BadInputError
-from secateur.models._token_mode import Attention, TokenMode
-
-
-class Selector(Protocol):
-    """What the reference needs of a selector."""
-
-    @property
-    def signals(self) -> tuple[str, ...]:
-        """Names of the signals it reads."""
-
-    def score(self, **signals: Tensor) -> Tensor:
-        """Return (B, N), larger is kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSite:
-    """Where tokens are dropped, by what, and how many stay."""
-
-    site: str
-    """Path of the module after which tokens are dropped."""
-    selector: str | Selector
-    """Name in ``secateur.models.selectors.SELECTORS``, or a selector itself."""
-    kind: Literal["permille", "count"] = "permille"
-    """A share of each sample's tokens still alive, or an absolute number of them."""
-    amount: int | Tensor = 600
-    """The budget, one for all samples or (B,) integers."""
-    protected: int = 1
-    """Leading tokens that are always kept."""
-
-
-@dataclass(frozen=True, slots=True)
-class SiteRun:
-    """What happened at one site. Positions are those of the model's input."""
-
-    score: Tensor
-    """(B, N) the selector's score, -inf on tokens that were not eligible."""
-    eligible: Tensor
-    """(B, N) bool: alive before the site and no padding."""
-    kept: Tensor
-    """(B, K) int64 ascending positions, -1 behind a sample's count."""
-    count: Tensor
-    """(B,) int64"""
-    margin: Tensor
-    """(B,) lowest score kept on merit minus highest score dropped, +inf without either."""
+from secateur.models._reference_selection import Selector, SiteRun, TokenSite, select
+from secateur.models._token_mode import TokenMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,123 +173,10 @@ def _close(site: TokenSite, tokens: _Tokens, hidden: Tensor) -> None:
     eligible = mode.alive
     if eligible is None:
         eligible = seen.visible if tokens.valid is None else tokens.valid
-    score = _score(site, seen, hidden, eligible)
-    count = _count(site, eligible)
-    merit = _merit(score, eligible, site.protected)
     forced = tokens.forced.get(site.site)
-    alive = _top(merit, count) if forced is None else _scatter(forced, eligible.shape[1])
-    tokens.runs[site.site] = SiteRun(
-        score=score.masked_fill(~eligible, -torch.inf),
-        eligible=eligible,
-        kept=_positions(alive),
-        count=alive.sum(dim=1),
-        margin=_margin(merit, alive, eligible),
-    )
+    record, alive = select(site, seen, hidden, eligible, forced=forced)
+    tokens.runs[site.site] = record
     mode.alive, mode.prefix = alive, site.protected
-
-
-def _selector(site: TokenSite) -> Selector:
-    if not isinstance(site.selector, str):
-        return site.selector
-    from secateur.models.selectors import SELECTORS
-
-    entry = SELECTORS[site.selector]
-    return cast(Selector, entry() if isinstance(entry, type) else entry)
-
-
-def _score(site: TokenSite, seen: Attention, hidden: Tensor, valid: Tensor) -> Tensor:
-    selector = _selector(site)
-    signals = {name: _signal(name, seen, hidden, valid) for name in selector.signals}
-    score = selector.score(**signals)
-    if bool(score.isnan().logical_and(valid).any()):
-        raise BadInputError(f"{site.selector!r} gave NaN scores", where=site.site)
-    return score
-
-
-def _signal(name: str, seen: Attention, hidden: Tensor, valid: Tensor) -> Tensor:
-    if name not in _SIGNALS:
-        raise BadInputError(
-            f"the reference cannot build the signal {name!r}",
-            wanted="one of " + ", ".join(_SIGNALS),
-        )
-    return _SIGNALS[name](seen, hidden, valid)
-
-
-def _class_row(seen: Attention, _hidden: Tensor, _valid: Tensor) -> Tensor:
-    return seen.probabilities[:, :, 0].mean(dim=1)
-
-
-def _last_row(seen: Attention, _hidden: Tensor, valid: Tensor) -> Tensor:
-    """The row of the last valid query, which is not the last row under right padding."""
-    position = torch.arange(valid.shape[1]).masked_fill(~valid, -1).amax(dim=1)
-    batch = torch.arange(valid.shape[0])
-    return seen.probabilities[batch, :, position].mean(dim=1)
-
-
-def _column_mean(seen: Attention, _hidden: Tensor, valid: Tensor) -> Tensor:
-    per_query = seen.probabilities.mean(dim=1).masked_fill(~valid[:, :, None], 0.0)
-    return per_query.sum(dim=1) / valid.sum(dim=1, keepdim=True)
-
-
-def _values(seen: Attention, _hidden: Tensor, _valid: Tensor) -> Tensor:
-    if seen.value is None:
-        raise BadInputError(
-            "the values of this attention were not seen", wanted="probabilities @ v"
-        )
-    return seen.value
-
-
-_SIGNALS: dict[str, Callable[[Attention, Tensor, Tensor], Tensor]] = {
-    "class_row": _class_row,
-    "last_row": _last_row,
-    "column_mean": _column_mean,
-    "keys": lambda seen, _hidden, _valid: seen.key,
-    "values": _values,
-    "hidden": lambda _seen, hidden, _valid: hidden,
-    "valid": lambda _seen, _hidden, valid: valid,
-}
-
-
-def _count(site: TokenSite, eligible: Tensor) -> Tensor:
-    """Tokens that each sample keeps: its share or the number asked for, within what it has."""
-    n_valid = eligible.sum(dim=1)
-    amount = torch.as_tensor(site.amount)
-    wanted = (n_valid * amount + 999) // 1000 if site.kind == "permille" else amount
-    return torch.minimum(torch.clamp(wanted, min=site.protected), n_valid)
-
-
-def _merit(score: Tensor, eligible: Tensor, protected: int) -> Tensor:
-    """Scores with protected tokens at +inf and tokens that cannot be kept at -inf."""
-    position = torch.arange(score.shape[1])
-    return score.masked_fill(position < protected, torch.inf).masked_fill(~eligible, -torch.inf)
-
-
-def _top(merit: Tensor, count: Tensor) -> Tensor:
-    """(B, N) bool of each sample's best tokens; the earlier of two equal ones wins."""
-    order = torch.sort(merit, dim=1, descending=True, stable=True).indices
-    rank = torch.argsort(order, dim=1)
-    return rank < count[:, None]
-
-
-def _scatter(kept: Tensor, n_tokens: int) -> Tensor:
-    """(B, K) positions, -1 for none -> (B, N) bool."""
-    alive = torch.zeros(kept.shape[0], n_tokens + 1, dtype=torch.bool)
-    alive.scatter_(1, torch.where(kept < 0, n_tokens, kept), True)
-    return alive[:, :n_tokens]
-
-
-def _positions(alive: Tensor) -> Tensor:
-    """(B, N) bool -> (B, K) ascending positions, -1 behind a sample's count."""
-    n_tokens = alive.shape[1]
-    position = torch.arange(n_tokens).expand_as(alive).masked_fill(~alive, n_tokens)
-    kept = torch.sort(position, dim=1).values[:, : int(alive.sum(dim=1).max())]
-    return kept.masked_fill(kept == n_tokens, -1)
-
-
-def _margin(merit: Tensor, alive: Tensor, eligible: Tensor) -> Tensor:
-    lowest = merit.masked_fill(~alive, torch.inf).amin(dim=1)
-    highest = merit.masked_fill(alive | ~eligible, -torch.inf).amax(dim=1)
-    return (lowest - highest).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
 def with_amounts(sites: Sequence[TokenSite], amounts: Mapping[str, int]) -> tuple[TokenSite, ...]:
@@ -342,6 +187,7 @@ def with_amounts(sites: Sequence[TokenSite], amounts: Mapping[str, int]) -> tupl
 __all__ = [
     "ReferenceRun",
     "Removed",
+    "Selector",
     "SiteRun",
     "TokenSite",
     "named_outputs",

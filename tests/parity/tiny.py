@@ -148,6 +148,7 @@ class Drop:
     layer: int
     permille: int
     score: Callable[[Array, Array, Array, Array], Array]
+    bias: Array | None = None
 
 
 @dataclass
@@ -158,11 +159,14 @@ class Loop:
     positions: NDArray[np.int64]
     scores: list[Array]
     kept: list[NDArray[np.int64]]
+    would_be: list[NDArray[np.int64]]
 
     def drop(self, drop: Drop, rows: Array, k: Array, v: Array) -> None:
         score = drop.score(rows, k, v, self.hidden)
-        chosen = choose(score, budget(len(score), drop.permille))
+        count = budget(len(score), drop.permille)
         self.scores.append(score)
+        self.would_be.append(choose(score, count))
+        chosen = choose(score + (0 if drop.bias is None else drop.bias[: len(score)]), count)
         self.hidden, self.positions = self.hidden[chosen], self.positions[chosen]
         self.kept.append(self.positions)
 
@@ -173,7 +177,7 @@ def loop_bert(
     """One unpadded sentence through TinyBert, gathering tokens for good."""
     w = weights(net)
     x = w["tokens.weight"][ids] + w["positions.weight"][: len(ids)]
-    state = Loop(x, np.arange(len(ids)), [], [])
+    state = Loop(x, np.arange(len(ids)), [], [], [])
     for i in range(len(net.layers)):
         names = {n: f"layers.{i}.{n}" for n in ("up", "down", "norm1", "norm2")}
         names |= {n: f"layers.{i}.attention.{n}" for n in "qkvo"}
@@ -193,7 +197,8 @@ def loop_vit(net: nn.Module, patches: Array, drops: tuple[Drop, ...]) -> tuple[A
     """One image through TinyVit, gathering tokens for good."""
     w = weights(net)
     x = patches @ w["embed.weight"].T + w["embed.bias"]
-    state = Loop(np.concatenate([w["cls"][0], x]) + w["position"][0], np.arange(len(x) + 1), [], [])
+    rows = np.concatenate([w["cls"][0], x]) + w["position"][0]
+    state = Loop(rows, np.arange(len(x) + 1), [], [], [])
     for i in range(len(net.blocks)):
         names = {"o": "self_attn.out_proj", "up": "linear1", "down": "linear2"}
         names |= {"norm1": "norm1", "norm2": "norm2"}
