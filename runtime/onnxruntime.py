@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import BadInputError, MissingDependencyError
+from secateur.errors import BadInputError
 from secateur.runtime.backend import BACKENDS, Array, Arrays, Engine, EngineSpec, Run
 from secateur.runtime.signature import TensorInfo, check_inputs
+from secateur.runtime.versions import missing
 
 OPTIMISATION_LEVELS = ("disabled", "basic", "extended", "all")
 
@@ -76,8 +77,9 @@ def signature(session: Any) -> tuple[TensorInfo, ...]:  # noqa: ANN401 (an optio
 
 def _tensor_info(value: Any, optional: bool) -> TensorInfo:  # noqa: ANN401
     name = str(value.type).removeprefix("tensor(").removesuffix(")")
-    # An optional input broadcasts: its default is often [1, 1], so its sizes are not binding.
-    sizes = tuple("" if optional else size or "" for size in value.shape)
+    # An optional input may broadcast: its default is often [1, 1] for a declared [batch, tokens].
+    unnamed = {str: ""} if optional else {}
+    sizes = tuple(unnamed.get(type(size), size or "") for size in value.shape)
     return TensorInfo(value.name, _NUMPY_NAMES.get(name, name), sizes, optional)
 
 
@@ -122,11 +124,7 @@ def _library() -> Any:  # noqa: ANN401
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingDependencyError(
-            "ONNX Runtime is not installed",
-            got=str(error),
-            next_step="pip install onnxruntime  (with CUDA: pip install onnxruntime-gpu)",
-        ) from error
+        raise missing("onnxruntime", str(error)) from error
     return onnxruntime
 
 
