@@ -1,6 +1,6 @@
 """One algebra of axes, for removal and for selection (DESIGN.md section 2)."""
 
-from secateur.graph_passes.axes import rules
+from secateur.graph_passes.axes import rewrites, rules
 from secateur.graph_passes.axes.analysis import analyse_axes, node_name
 from secateur.graph_passes.axes.axis_map import AxisMap, FoldUse, IndexUse, constant
 from secateur.graph_passes.axes.expression import (
@@ -36,6 +36,7 @@ __all__ = [
     "indices",
     "leaves",
     "node_name",
+    "rewrites",
     "rules",
     "show",
     "size",

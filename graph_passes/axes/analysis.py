@@ -12,10 +12,12 @@ from secateur.graph_passes.axes.expression import (
     UNIT,
     Expr,
     Reason,
-    Sum as SumExpr,
     concatenation,
     resolve,
     size,
+)
+from secateur.graph_passes.axes.expression import (
+    Sum as SumExpr,
 )
 from secateur.graph_passes.axes.relations import (
     AXIS_RULES,

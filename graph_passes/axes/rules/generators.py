@@ -32,7 +32,7 @@ def shape(view: View) -> Iterator[Relation]:
 
 @AXIS_RULES.register("ConstantOfShape")
 def constant_of_shape(view: View) -> Iterator[Relation]:
-    """shape (r) -> (...): every position is the same, so each axis stands for itself."""
+    """Shape (r) -> (...): every position is the same, so each axis stands for itself."""
     sizes = view.ints(0)
     if sizes is None:
         return

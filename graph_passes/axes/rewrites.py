@@ -1,0 +1,194 @@
+"""Spelling shapes anew after a cut: targets, bounds and lengths that are constants.
+
+Registered for the layout ops whose constant inputs carry sizes; a computed target is
+replaced entry by entry, so that only what depends on a cut axis changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from secateur.errors import PreconditionError
+from secateur.graph_passes.axes.analysis import node_name
+from secateur.graph_passes.axes.axis_map import AxisMap, constant
+from secateur.graph_passes.axes.expression import Expr, Keep, indices, leaves, size
+from secateur.graph_passes.axes.relations import OUT, REWRITES
+from secateur.graph_passes.axes.rules.layout import slice_bounds, split_lengths
+from secateur.graph_passes.axes.view import View
+
+_ANY_OPSET = 20
+
+
+@REWRITES.register("Reshape", "Expand", "ConstantOfShape")
+def target(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
+    """Spell the target shape from the axes of the output."""
+    slot = 0 if node.op_type == "ConstantOfShape" else 1
+    exprs = axes.at(node, OUT)
+    if not any(_touched(expr, keep) for expr in exprs):
+        return
+    old = constant(node.inputs[slot])
+    if old is not None:
+        new = [
+            _entry(int(e), expr, keep)
+            for e, expr in zip(old, _aligned(exprs, old.size), strict=True)
+        ]
+        replace_ints(node, slot, new)
+        return
+    _respell_computed(node, slot, exprs, keep)
+
+
+def _aligned(exprs: Sequence[Expr], length: int) -> Sequence[Expr]:
+    """The last ``length`` axes: an Expand target may be shorter than the output."""
+    return exprs[len(exprs) - length :]
+
+
+def _entry(old: int, expr: Expr, keep: Keep) -> int:
+    if old in (0, -1, 1) or not _touched(expr, keep):
+        return old
+    return len(indices(expr, keep))
+
+
+def _respell_computed(node: ir.Node, slot: int, exprs: tuple[Expr, ...], keep: Keep) -> None:
+    """A target computed from shapes: static axes become constants, one cut dynamic axis -1."""
+    old = node.inputs[slot]
+    assert old is not None
+    aligned = _aligned(exprs, len(axes_entries) if (axes_entries := _length(old)) else len(exprs))
+    cut_dynamic = [
+        i for i, e in enumerate(aligned) if _touched(e, keep) and not isinstance(size(e), int)
+    ]
+    if len(cut_dynamic) > 1 or (cut_dynamic and node.op_type != "Reshape"):
+        raise PreconditionError(
+            "a computed shape mixes cut and dynamic sizes in more than one axis",
+            where=node_name(node),
+            next_step="keep the groups of this block whole",
+        )
+    entries: list[int | None] = []
+    for i, expr in enumerate(aligned):
+        if isinstance(size(expr), int):
+            entries.append(len(indices(expr, keep)))
+        else:
+            entries.append(-1 if i in cut_dynamic else None)
+    _concat_entries(node, slot, old, entries)
+
+
+def _length(value: ir.Value) -> int:
+    shape = value.shape
+    return int(str(shape[0])) if shape is not None and isinstance(shape[0], int) else 0
+
+
+def _concat_entries(node: ir.Node, slot: int, old: ir.Value, entries: list[int | None]) -> None:
+    if None not in entries:
+        replace_ints(node, slot, [e for e in entries if e is not None])
+        return
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    parts: list[ir.Value] = []
+    for i, entry in enumerate(entries):
+        base = f"{node_name(node)}.target.{i}"
+        if entry is not None:
+            parts.append(new_constant(graph, base, np.array([entry], np.int64)))
+            continue
+        position = new_constant(graph, f"{base}.position", np.array([i], np.int64))
+        gathered = ir.Node("", "Gather", [old, position], name=base)
+        gathered.outputs[0].name = base
+        graph.insert_before(node, gathered)
+        parts.append(gathered.outputs[0])
+    joined = ir.Node(
+        "", "Concat", parts, [ir.AttrInt64("axis", 0)], name=f"{node_name(node)}.target"
+    )
+    joined.outputs[0].name = f"{node_name(node)}.target"
+    graph.insert_before(node, joined)
+    node.replace_input_with(slot, joined.outputs[0])
+
+
+@REWRITES.register("Slice")
+def bounds(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
+    """Starts and stops count the kept positions before them."""
+    exprs = axes.at(node, 0)
+    found = slice_bounds(View(node, axes, _ANY_OPSET))
+    touched = [axis for axis, expr in enumerate(exprs) if _touched(expr, keep)]
+    if found is None or not any(axis in found for axis in touched):
+        return
+    if len(node.inputs) < 3:
+        raise PreconditionError("a Slice with attributes is cut", where=node_name(node))
+    order = list(found)
+    starts, stops = [], []
+    old = {slot: constant(node.inputs[slot]) for slot in (1, 2)}
+    for i, axis in enumerate(order):
+        start, stop, _ = found[axis]
+        if axis in touched:
+            kept = indices(exprs[axis], keep)
+            start, stop = (int(np.searchsorted(kept, int(str(b)))) for b in (start, stop))
+        elif old[1] is None or old[2] is None:
+            raise PreconditionError(
+                "a Slice with computed bounds also reads a cut axis", where=node_name(node)
+            )
+        else:
+            start, stop = int(old[1][i]), int(old[2][i])
+        starts.append(int(str(start)))
+        stops.append(int(str(stop)))
+    replace_ints(node, 1, starts)
+    replace_ints(node, 2, stops)
+
+
+@REWRITES.register("Split")
+def lengths(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
+    """The lengths of the parts are spelled out, also where they were even before."""
+    exprs = axes.at(node, 0)
+    axis = node.attributes.get_int("axis", 0) % len(exprs)
+    if not _touched(exprs[axis], keep):
+        return
+    if split_lengths(View(node, axes, _ANY_OPSET), size(exprs[axis])) is None:
+        raise PreconditionError("a Split with computed lengths is cut", where=node_name(node))
+    new = [len(indices(axes.at(node, ~i)[axis], keep)) for i in range(len(node.outputs))]
+    if "split" in node.attributes:
+        node.attributes["split"] = ir.AttrInt64s("split", new)
+        return
+    node.attributes.pop("num_outputs", None)
+    if len(node.inputs) < 2:
+        node.resize_inputs(2)
+    replace_ints(node, 1, new)
+
+
+@REWRITES.register("Resize")
+def resize_sizes(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
+    """A ``sizes`` input spells the channels too."""
+    old = constant(node.inputs[3]) if len(node.inputs) > 3 else None
+    exprs = axes.at(node, OUT)
+    if old is None or not any(_touched(expr, keep) for expr in exprs):
+        return
+    replace_ints(node, 3, [_entry(int(e), x, keep) for e, x in zip(old, exprs, strict=True)])
+
+
+def replace_ints(node: ir.Node, slot: int, entries: Sequence[int]) -> None:
+    """Give ``node`` an int64 constant of its own as input ``slot``."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    name = f"{node_name(node)}.input{slot}"
+    node.replace_input_with(slot, new_constant(graph, name, np.array(entries, np.int64)))
+
+
+def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Register an initialiser under ``name``, or under that with a number if it is taken."""
+    unique, number = name, 1
+    while unique in graph.initializers:
+        unique, number = f"{name}.{number}", number + 1
+    tensor = ir.tensor(array, name=unique)
+    value = ir.Value(
+        name=unique,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def _touched(expr: Expr, keep: Keep) -> bool:
+    return any(atom in keep for atom in leaves(expr))
+
+
+__all__ = ["new_constant", "replace_ints"]

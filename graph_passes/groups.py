@@ -1,0 +1,253 @@
+"""The coupled groups of a model, named as a person would name them.
+
+Source: coupled channels of Structurally Prune Anything (arXiv 2403.18955, section 3.1);
+here a group is a leaf atom of the axis algebra with every weight axis that contains it.
+"""
+
+from __future__ import annotations
+
+import math
+import os.path
+from collections import Counter
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from secateur.errors import BadInputError
+from secateur.graph_passes.axes import Atom, AxisMap, Expr, Reason, analyse_axes, leaves, size
+from secateur.graph_passes.axes.axis_map import constant_tensor
+from secateur.graph_passes.names import layer_of, module_path, parameter_names
+from secateur.graph_passes.prepare import prepare
+from secateur.graph_passes.roles import Roles, find_roles
+
+_WORDS = {
+    "heads": "heads",
+    "query_heads": "query heads per group",
+    "head_width": "head width",
+    "ffn": "FFN",
+    "channels": "channels",
+    "residual": "residual width",
+    "tokens": "tokens",
+    "batch": "batch",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WeightUse:
+    """One axis of one use of a weight that contains the group's atom."""
+
+    initialiser: str
+    parameter: str
+    """The user's name of it, or the initialiser's where export left no other."""
+    axis: int
+    expr: Expr
+    node: ir.Node
+    slot: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole weight."""
+        value = self.node.inputs[self.slot]
+        tensor = None if value is None else constant_tensor(value)
+        return () if tensor is None else tuple(int(dim) for dim in tensor.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A set of units that come and go together, over every weight they touch."""
+
+    name: str
+    role: str
+    layer: str
+    atom: Atom
+    weights: tuple[WeightUse, ...]
+    exact: bool
+    """Removing units equals setting them to the neutral element wherever they are combined."""
+
+    @property
+    def size(self) -> int:
+        """Number of units; -1 where it is known only at run time."""
+        return self.atom.size if isinstance(self.atom.size, int) else -1
+
+    @property
+    def frozen(self) -> tuple[Reason, ...]:
+        """Why no unit may be removed; empty when units may."""
+        return tuple(self.atom.reasons)
+
+    @property
+    def removable(self) -> bool:
+        """Tell whether units can be removed exactly."""
+        return self.exact and not self.frozen and bool(self.weights)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all weights that go if every unit goes; each weight counts once."""
+        counted = {(w.initialiser, w.axis): math.prod(w.shape) for w in self.weights}
+        by_weight: dict[str, int] = {}
+        for (name, _), numbers in counted.items():
+            by_weight[name] = numbers
+        return sum(by_weight.values())
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A model in working form, its axes, and its groups in graph order."""
+
+    model: ir.Model
+    axes: AxisMap
+    roles: Roles
+    groups: tuple[Group, ...]
+    _by_name: dict[str, Group] = field(default_factory=dict, repr=False)
+
+    def group(self, name: str) -> Group:
+        """Return a group by name.
+
+        Raises:
+            BadInputError: no group has it; the message lists those there are.
+        """
+        if not self._by_name:
+            self._by_name.update((group.name, group) for group in self.groups)
+        if name not in self._by_name:
+            known = ", ".join(g.name for g in self.groups if g.removable) or "none"
+            raise BadInputError(
+                f"the model has no group {name!r}",
+                wanted=f"one of: {known}",
+                next_step="`secateur analyse MODEL` lists every group",
+            )
+        return self._by_name[name]
+
+    def by_role(self, role: str) -> tuple[Group, ...]:
+        """Return the groups of one role, in graph order."""
+        return tuple(group for group in self.groups if group.role == role)
+
+
+def analyse(model: ir.Model) -> Analysis:
+    """Find the coupled groups of a model. The model is not changed."""
+    return analyse_prepared(prepare(model))
+
+
+def analyse_prepared(model: ir.Model) -> Analysis:
+    """Find the groups of a model that ``prepare`` returned; the analysis refers to it."""
+    axes = analyse_axes(model)
+    uses = _weight_uses(model, axes)
+    roles = find_roles(model, axes, set(uses))
+    groups = [_group(atom, tuple(weights), roles) for atom, weights in uses.items()]
+    groups.extend(_without_weights(model, axes, roles, uses))
+    return Analysis(model, axes, roles, _with_unique_names(groups))
+
+
+def _weight_uses(model: ir.Model, axes: AxisMap) -> dict[Atom, list[WeightUse]]:
+    names = parameter_names(model)
+    found: dict[Atom, list[WeightUse]] = {}
+    for node, slot in axes.constant_uses():
+        value = node.inputs[slot]
+        if value is None or axes.entries(value) is not None:
+            continue
+        parameter = names.get(value.name or "", "") or _guess(node, value)
+        for axis, expr in enumerate(axes.at(node, slot)):
+            for atom in leaves(expr):
+                use = WeightUse(value.name or "", parameter, axis, expr, node, slot)
+                found.setdefault(atom, []).append(use)
+    return found
+
+
+def _guess(node: ir.Node, value: ir.Value) -> str:
+    """Name a weight by the module that reads it where the exporter renamed it."""
+    name = value.name or ""
+    path = module_path(node)
+    return f"{path}.{name}" if path and not name.startswith(path) and "." not in name else name
+
+
+def _group(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> Group:
+    role = _role(atom, weights, roles)
+    place = _place(weights, role)
+    word = _WORDS[role]
+    name = word if role == "residual" else f"{word} of {place}"
+    return Group(name, role, place, atom, weights, atom not in roles.inexact)
+
+
+def _role(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> str:
+    if atom in roles.heads:
+        return "heads"
+    if atom in roles.query_heads:
+        return "query_heads"
+    if atom in roles.tokens:
+        return "tokens"
+    if atom in roles.width:
+        return "head_width"
+    if atom in roles.residual:
+        return "residual"
+    ops = {use.node.op_type for use in weights}
+    dense = bool(roles.heads) and bool(ops & {"MatMul", "Gemm"}) and "Conv" not in ops
+    return "ffn" if dense else "channels"
+
+
+def _place(weights: tuple[WeightUse, ...], role: str) -> str:
+    """The block that most of the weights stand in, or the module that makes the units."""
+    names = [use.parameter for use in weights]
+    if role in {"heads", "query_heads", "head_width", "ffn", "tokens"}:
+        layers = Counter(layer_of(name) for name in names)
+        layers.pop("", None)
+        if layers:
+            return layers.most_common(1)[0][0]
+    shared = os.path.commonprefix([name.split(".") for name in names])
+    if shared and role != "channels":
+        return ".".join(shared)
+    return names[0].rsplit(".", 1)[0] if "." in names[0] else names[0]
+
+
+def _without_weights(
+    model: ir.Model, axes: AxisMap, roles: Roles, uses: dict[Atom, list[WeightUse]]
+) -> list[Group]:
+    """Groups for the axes that only exist at run time: tokens and batch."""
+    found = [
+        Group("tokens", "tokens", "", a, (), exact=True) for a in roles.tokens if a not in uses
+    ]
+    seen = {group.atom for group in found} | set(uses)
+    for value in model.graph.inputs:
+        if value.const_value is not None or value.shape is None:
+            continue
+        for atom in (a for expr in axes.of(value)[:1] for a in leaves(expr)):
+            if atom not in seen and not isinstance(size((atom,)), int):
+                seen.add(atom)
+                found.append(Group("batch", "batch", "", atom, (), exact=True))
+    return found
+
+
+def _with_unique_names(groups: list[Group]) -> tuple[Group, ...]:
+    """Give groups of one name a longer place, and a number where that does not help."""
+    for attempt in (_by_module, _by_number):
+        counts = Counter(group.name for group in groups)
+        seen: Counter[str] = Counter()
+        renamed = []
+        for group in groups:
+            if counts[group.name] > 1:
+                seen[group.name] += 1
+                renamed.append(attempt(group, seen[group.name]))
+            else:
+                renamed.append(group)
+        groups = renamed
+    return tuple(groups)
+
+
+def _by_module(group: Group, number: int) -> Group:
+    del number
+    if not group.weights or group.role == "residual":
+        return group
+    paths = [use.parameter.split(".") for use in group.weights]
+    shared = os.path.commonprefix(paths)
+    place = ".".join(shared if len(shared) < len(paths[0]) else shared[:-1])
+    if len(place) <= len(group.layer):
+        place = group.weights[0].parameter.rsplit(".", 1)[0]
+    return _renamed(group, f"{_WORDS[group.role]} of {place}")
+
+
+def _by_number(group: Group, number: int) -> Group:
+    return group if number == 1 else _renamed(group, f"{group.name} ({number})")
+
+
+def _renamed(group: Group, name: str) -> Group:
+    return Group(name, group.role, group.layer, group.atom, group.weights, group.exact)
+
+
+__all__ = ["Analysis", "Group", "WeightUse", "analyse", "analyse_prepared"]

@@ -1,0 +1,29 @@
+"""A working copy of a model in the form that the analysis wants."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+
+def prepare(model: ir.Model) -> ir.Model:
+    """Return a copy with functions inlined, constants lifted and shapes inferred.
+
+    Tensors are shared with the original, which stays as it is. Shapes are inferred
+    only where the file lacks some.
+    """
+    copy = model.clone()
+    if copy.functions:
+        common.InlinePass()(copy)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    if any(
+        value.shape is None or value.dtype is None
+        for node in copy.graph
+        for value in node.outputs
+        if value.name
+    ):
+        common.ShapeInferencePass(data_prop=True)(copy)
+    return copy
+
+
+__all__ = ["prepare"]

@@ -1,0 +1,152 @@
+"""Remove units: slice every weight that contains them and respell what counts them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnx_ir.passes import common
+
+from secateur.graph_passes.axes import REWRITES, Atom, AxisMap, indices, leaves, size
+from secateur.graph_passes.axes.axis_map import constant_tensor
+from secateur.graph_passes.axes.relations import op_key
+from secateur.graph_passes.groups import Analysis, analyse_prepared
+from secateur.graph_passes.plan import Plan, resolve_plan
+from secateur.graph_passes.prepare import prepare
+
+_Cut = tuple[tuple[int, bytes], ...]
+"""Per cut axis its number and the kept positions: what makes two uses the same."""
+
+
+def remove(model: ir.Model, plan: Plan) -> ir.Model:
+    """Return a model without the units that the plan leaves out.
+
+    The input stays as it is; tensors that are not cut are shared with it, cut ones are
+    sliced when they are first read, so that nothing is loaded here.
+
+    Raises:
+        BadInputError: the plan does not fit the model.
+        PreconditionError: a shape computed in the graph cannot be spelled after the cut.
+    """
+    analysis = analyse_prepared(prepare(model))
+    keep = resolve_plan(analysis, plan)
+    _record(analysis, plan)
+    return remove_atoms(analysis, keep)
+
+
+def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> ir.Model:
+    """Cut the analysed model itself, in place, and return it."""
+    model, axes = analysis.model, analysis.axes
+    if not keep:
+        return model
+    _slice_constants(model, axes, keep)
+    for node in list(model.graph):
+        if op_key(node) in REWRITES and axes.knows(node, -1) and _reads(node, axes, keep):
+            REWRITES[op_key(node)](node, axes, keep)
+    _resize_values(model, axes, keep)
+    common.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _record(analysis: Analysis, plan: Plan) -> None:
+    done = json.loads(analysis.model.metadata_props.get("secateur.removals", "[]"))
+    done.append(
+        {
+            name: {
+                "role": analysis.group(name).role,
+                "layer": analysis.group(name).layer,
+                "size": analysis.group(name).size,
+                "kept": sorted(units),
+            }
+            for name, units in plan.keep.items()
+        }
+    )
+    analysis.model.metadata_props["secateur.removals"] = json.dumps(done)
+
+
+def _reads(node: ir.Node, axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]) -> bool:
+    slots = [*range(len(node.inputs)), *(~i for i in range(len(node.outputs)))]
+    return any(
+        atom in keep
+        for slot in slots
+        if axes.knows(node, slot)
+        for expr in axes.at(node, slot)
+        for atom in leaves(expr)
+    )
+
+
+def _slice_constants(
+    model: ir.Model, axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]
+) -> None:
+    """Slice each constant once per way in which its uses are cut."""
+    cuts: dict[ir.Value, dict[_Cut, list[tuple[ir.Node, int]]]] = {}
+    for node, slot in axes.constant_uses():
+        value = node.inputs[slot]
+        if value is None:
+            continue
+        key: list[tuple[int, bytes]] = []
+        for axis, expr in enumerate(axes.at(node, slot)):
+            if any(atom in keep for atom in leaves(expr)):
+                key.append((axis, indices(expr, keep).tobytes()))
+        cuts.setdefault(value, {}).setdefault(tuple(key), []).append((node, slot))
+    for value, ways in cuts.items():
+        for number, (key, uses) in enumerate(ways.items()):
+            if key:
+                _replace(model.graph, value, key, uses, "" if len(ways) == 1 else f".cut{number}")
+
+
+def _replace(
+    graph: ir.Graph, value: ir.Value, key: _Cut, uses: list[tuple[ir.Node, int]], suffix: str
+) -> None:
+    tensor = constant_tensor(value)
+    assert tensor is not None
+    kept = {axis: np.frombuffer(raw, dtype=np.int64) for axis, raw in key}
+    shape = [len(kept[i]) if i in kept else int(dim) for i, dim in enumerate(tensor.shape)]
+    name = f"{value.name}{suffix}"
+    lazy = ir.LazyTensor(
+        lambda: _take(tensor, kept), dtype=tensor.dtype, shape=ir.Shape(shape), name=name
+    )
+    if len(value.uses()) == len(uses) and not value.is_graph_output():
+        value.const_value, value.shape = lazy, ir.Shape(shape)
+        return
+    name = name if suffix else f"{value.name}.cut"
+    fresh = ir.Value(
+        name=name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=lazy
+    )
+    graph.register_initializer(fresh)
+    for node, slot in uses:
+        node.replace_input_with(slot, fresh)
+
+
+def _take(tensor: ir.TensorProtocol, kept: Mapping[int, NDArray[np.int64]]) -> ir.Tensor:
+    array = tensor.numpy()
+    for axis, positions in kept.items():
+        array = array.take(positions, axis)
+    return ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype)
+
+
+def _resize_values(model: ir.Model, axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]) -> None:
+    """Declare the new sizes of computed values, which else would contradict the weights."""
+    del model
+    for value in axes.values():
+        if value.shape is None:
+            continue
+        exprs = axes.of(value)
+        touched = [any(atom in keep for atom in leaves(expr)) for expr in exprs]
+        if not any(touched) or len(exprs) != len(value.shape):
+            continue
+        dims: list[int | ir.SymbolicDim | None] = []
+        for dim, expr, is_cut in zip(value.shape, exprs, touched, strict=True):
+            if not is_cut:
+                dims.append(dim)
+            elif isinstance(size(expr), int):
+                dims.append(len(indices(expr, keep)))
+            else:
+                dims.append(None)
+        value.shape = ir.Shape(dims)
+
+
+__all__ = ["remove", "remove_atoms"]

@@ -1,0 +1,184 @@
+"""What a leaf atom is to a person: heads, their width, channels, the residual stream.
+
+Everything is read off the axes; no module or weight name decides anything here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from secateur.graph_passes.axes import Atom, AxisMap, Expr, Sum, constant, leaves
+
+_CONTRACTIONS = frozenset({"MatMul", "Einsum", "FusedMatMul", "Gemm"})
+_WALKED_OVER = frozenset(
+    "Add Sub Mul Div Where Cast IsNaN Not Dropout Reshape Transpose Identity Unsqueeze Squeeze "
+    "Clip Slice Conv BatchNormalization Concat Pad Expand Gather Split".split()  # noqa: SIM905
+)
+_NORMS = frozenset(
+    {
+        "LayerNormalization",
+        "RMSNormalization",
+        "SimplifiedLayerNormalization",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+    }
+)
+
+
+@dataclass(slots=True)
+class Roles:
+    """Atoms by role; an atom in none of the sets is a channel of a layer."""
+
+    heads: dict[Atom, ir.Node] = field(default_factory=dict)
+    """Leaf atoms over which independent attentions run, with the softmax that says so."""
+    query_heads: set[Atom] = field(default_factory=set)
+    """Repetitions of a key-value head: query heads inside a group."""
+    width: set[Atom] = field(default_factory=set)
+    tokens: dict[Atom, None] = field(default_factory=dict)
+    residual: set[Atom] = field(default_factory=set)
+    inexact: set[Atom] = field(default_factory=set)
+
+
+def find_roles(model: ir.Model, axes: AxisMap, weighted: set[Atom]) -> Roles:
+    """Sort atoms by what the graph does with them.
+
+    Args:
+        model: The graph that was analysed.
+        axes: Its axes.
+        weighted: Atoms that stand in an axis of some weight.
+    """
+    roles = Roles()
+    for node in model.graph:
+        if node.op_type in {"Softmax", "Attention", "MultiHeadAttention"}:
+            _attention(node, axes, weighted, roles)
+    for fold in axes.folds:
+        if fold.neutral is not None:
+            continue
+        for port in fold.ports:
+            roles.inexact.update(leaves(axes.expr(fold.node, port)))
+    _width(axes, roles)
+    _residual(axes, weighted, roles)
+    return roles
+
+
+def _attention(node: ir.Node, axes: AxisMap, weighted: set[Atom], roles: Roles) -> None:
+    if not axes.knows(node, 0):
+        return
+    if node.op_type == "Softmax":
+        exprs = axes.at(node, 0)
+        if len(exprs) < 3 or not _is_attention(node):
+            return
+        over, tokens = exprs[:-2], exprs[-2:]
+    else:
+        over, tokens = _fused(node, axes)
+    for expr in tokens:
+        for atom in leaves(expr):
+            roles.tokens.setdefault(atom)
+    found = [atom for expr in over for atom in leaves(expr) if atom in weighted]
+    found = [atom for atom in found if atom not in roles.tokens]
+    for position, atom in enumerate(found):
+        if position and not _stands_alone(atom, found[0], axes):
+            roles.query_heads.add(atom)
+        else:
+            roles.heads.setdefault(atom, node)
+
+
+def _fused(node: ir.Node, axes: AxisMap) -> tuple[Sequence[Expr], Sequence[Expr]]:
+    queries, keys = axes.at(node, 0), axes.at(node, 1)
+    if len(queries) == 4:
+        return [queries[1]], [queries[2], keys[2]]
+    return [queries[2][:1]], [queries[1], keys[1]]
+
+
+def _stands_alone(atom: Atom, first: Atom, axes: AxisMap) -> bool:
+    """Tell whether an atom is also found without ``first`` before it (another set of heads)."""
+    for node, slot in axes.constant_uses():
+        for expr in axes.at(node, slot):
+            atoms = leaves(expr)
+            if atom in atoms and first not in atoms:
+                return True
+    return False
+
+
+def _is_attention(softmax: ir.Node) -> bool:
+    """Tell whether a softmax normalises products and its result weights a product.
+
+    A softmax over classes, experts or kernels does not.
+    """
+    return _meets_product(softmax, upstream=False) and _meets_product(softmax, upstream=True)
+
+
+def _meets_product(node: ir.Node, *, upstream: bool, depth: int = 12) -> bool:
+    frontier, seen = [node], {node}
+    for _ in range(depth):
+        reached = []
+        for here in frontier:
+            for other in _neighbours(here, upstream=upstream):
+                if other in seen:
+                    continue
+                seen.add(other)
+                if other.op_type in _CONTRACTIONS and not _has_weight(other):
+                    return True
+                if other.op_type in _WALKED_OVER or _has_weight(other):
+                    reached.append(other)
+        frontier = reached
+    return False
+
+
+def _has_weight(node: ir.Node) -> bool:
+    return node.op_type in _CONTRACTIONS and any(
+        constant(value) is not None for value in node.inputs
+    )
+
+
+def _neighbours(node: ir.Node, *, upstream: bool) -> Iterator[ir.Node]:
+    if upstream:
+        yield from (p for v in node.inputs if v is not None and (p := v.producer()) is not None)
+    else:
+        yield from (user for value in node.outputs for user, _ in value.uses())
+
+
+def _width(axes: AxisMap, roles: Roles) -> None:
+    """What stands behind a head in the same axis of a weight is that head's width."""
+    for node, slot in axes.constant_uses():
+        for expr in axes.at(node, slot):
+            for inner in _runs(expr):
+                atoms = [a for factor in inner for a in _direct(factor)]
+                heads = [i for i, a in enumerate(atoms) if a in roles.heads]
+                if heads:
+                    behind = atoms[heads[-1] + 1 :]
+                    roles.width.update(a for a in behind if a not in roles.query_heads)
+
+
+def _runs(expr: Expr) -> Iterator[Expr]:
+    yield expr
+    for factor in expr:
+        if isinstance(factor, Sum):
+            for term in factor.terms:
+                yield from _runs(term)
+
+
+def _direct(factor: Atom | Sum) -> Iterator[Atom]:
+    if isinstance(factor, Atom):
+        yield factor
+    else:
+        yield from leaves((factor,))
+
+
+def _residual(axes: AxisMap, weighted: set[Atom], roles: Roles) -> None:
+    """The widths that norms are taken over and that several weights write to."""
+    for fold in axes.folds:
+        if fold.neutral is not None:
+            continue
+        is_norm = fold.node.op_type in _NORMS or fold.node.op_type == "ReduceMean"
+        for port in fold.ports:
+            for atom in leaves(axes.expr(fold.node, port)):
+                known = atom in roles.heads or atom in roles.width or atom in roles.tokens
+                if is_norm and atom in weighted and not known:
+                    roles.residual.add(atom)
+
+
+__all__ = ["Roles", "find_roles"]
