@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from secateur.errors import BadInputError
 from secateur.models._token_mode import Attention
+from secateur.models.selectors import resolve_selector
 
 
 class Selector(Protocol):
@@ -23,8 +24,9 @@ class Selector(Protocol):
     def signals(self) -> tuple[str, ...]:
         """Names of the signals it reads."""
 
-    def score(self, **signals: Tensor) -> Tensor:
-        """Return (B, N), larger is kept."""
+    @property
+    def score(self) -> Callable[..., Tensor]:
+        """Function of these signals that returns (B, N), larger is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,7 @@ class SiteRun:
 
 def select(
     site: TokenSite,
-    seen: Attention,
-    hidden: Tensor,
+    signal: Callable[[str], Tensor],
     eligible: Tensor,
     *,
     forced: Tensor | None = None,
@@ -71,15 +72,14 @@ def select(
 
     Args:
         site: selector and budget.
-        seen: the attention block of the site.
-        hidden: (B, N, D) rows of the residual stream at the cut.
+        signal: gives a signal by name, such as ``attention_signals``.
         eligible: (B, N) bool, alive and no padding.
         forced: (B, K) positions to keep instead of the best ones, -1 for none.
 
     Returns:
         The record, and the tokens that stay alive, (B, N) bool.
     """
-    score = _score(site, seen, hidden, eligible)
+    score = _score(site, signal, eligible)
     merit = _merit(score, eligible, site.protected)
     alive = _top(merit, _count(site, eligible)) if forced is None else _scatter(forced, eligible)
     record = SiteRun(
@@ -92,31 +92,34 @@ def select(
     return record, alive
 
 
-def _selector(site: TokenSite) -> Selector:
-    if not isinstance(site.selector, str):
-        return site.selector
-    from secateur.models.selectors import SELECTORS
-
-    entry = SELECTORS[site.selector]
-    return cast(Selector, entry() if isinstance(entry, type) else entry)
-
-
-def _score(site: TokenSite, seen: Attention, hidden: Tensor, valid: Tensor) -> Tensor:
-    selector = _selector(site)
-    signals = {name: _signal(name, seen, hidden, valid) for name in selector.signals}
-    score = selector.score(**signals)
+def _score(site: TokenSite, signal: Callable[[str], Tensor], valid: Tensor) -> Tensor:
+    chosen: Selector = (
+        resolve_selector(site.selector) if isinstance(site.selector, str) else site.selector
+    )
+    score = chosen.score(**{name: signal(name) for name in chosen.signals})
     if bool(score.isnan().logical_and(valid).any()):
         raise BadInputError(f"{site.selector!r} gave NaN scores", where=site.site)
     return score
 
 
-def _signal(name: str, seen: Attention, hidden: Tensor, valid: Tensor) -> Tensor:
-    if name not in _SIGNALS:
-        raise BadInputError(
-            f"the reference cannot build the signal {name!r}",
-            wanted="one of " + ", ".join(_SIGNALS),
-        )
-    return _SIGNALS[name](seen, hidden, valid)
+def attention_signals(seen: Attention, hidden: Tensor, valid: Tensor) -> Callable[[str], Tensor]:
+    """Build signals from what an attention block was seen to read.
+
+    Args:
+        seen: the attention block of the site.
+        hidden: (B, N, D) rows of the residual stream at the cut.
+        valid: (B, N) bool, alive and no padding.
+    """
+
+    def signal(name: str) -> Tensor:
+        if name not in _SIGNALS:
+            raise BadInputError(
+                f"the reference cannot build the signal {name!r}",
+                wanted="one of " + ", ".join(_SIGNALS),
+            )
+        return _SIGNALS[name](seen, hidden, valid)
+
+    return signal
 
 
 def _class_row(seen: Attention, _hidden: Tensor, _valid: Tensor) -> Tensor:
@@ -197,4 +200,4 @@ def _margin(merit: Tensor, alive: Tensor, eligible: Tensor) -> Tensor:
     return (lowest - highest).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
-__all__ = ["Selector", "SiteRun", "TokenSite", "select"]
+__all__ = ["Selector", "SiteRun", "TokenSite", "attention_signals", "select"]

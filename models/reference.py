@@ -8,16 +8,26 @@ compared on the kept rows. Removed heads and channels are zero at their consumer
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from importlib import import_module
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from secateur.errors import BadInputError
-from secateur.models._reference_selection import Selector, SiteRun, TokenSite, select
-from secateur.models._token_mode import TokenMode
+from secateur.models._reference_selection import (
+    Selector,
+    SiteRun,
+    TokenSite,
+    attention_signals,
+    select,
+)
+from secateur.models._token_mode import Attention, TokenMode
+from secateur.models.select_tokens import Keep
+from secateur.models.signals import build
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,25 @@ class _Tokens:
     mode: TokenMode
     valid: Tensor | None
     forced: Mapping[str, Tensor]
+    sites: Mapping[str, TokenSite]
     runs: dict[str, SiteRun] = field(default_factory=dict)
+
+    def eligible(self, site: str, visible: Tensor) -> Tensor:
+        """Tokens that a site may keep: (B, N) bool."""
+        if site in self.runs:
+            return self.runs[site].eligible
+        if self.mode.alive is not None:
+            return self.mode.alive
+        return visible if self.valid is None else self.valid
+
+    def drop(self, site: TokenSite, signal: Callable[[str], Tensor], eligible: Tensor) -> None:
+        """Select, and hide the rest from what follows.
+
+        A module that selects right behind the site's module speaks second, and wins.
+        """
+        forced = self.forced.get(site.site)
+        self.runs[site.site], self.mode.alive = select(site, signal, eligible, forced=forced)
+        self.mode.prefix = site.protected
 
 
 def run(
@@ -62,7 +90,8 @@ def run(
     Args:
         net: the original module, in evaluation mode.
         inputs: keyword arguments of its forward.
-        sites: in the order in which the module runs them.
+        sites: in the order in which the module runs them; ``select_tokens`` in the module's
+            own forward is a site already, and takes its budget from here if it is named.
         forced: (B, K) kept positions by site, -1 for none; such a site still computes
             its score but does not choose.
         valid: (B, N) bool, False on padding. Without it ``attention_mask`` says so where
@@ -77,12 +106,14 @@ def run(
             "the reference needs a module in evaluation mode", next_step="call net.eval()"
         )
     batch = next(iter(inputs.values())).shape[0]
-    tokens = _Tokens(TokenMode(batch), _valid(inputs, valid), forced or {})
+    tokens = _Tokens(
+        TokenMode(batch), _valid(inputs, valid), forced or {}, {s.site: s for s in sites}
+    )
     handles = [h for site in sites for h in _hook(net, site, tokens)]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer shows no attention
     try:
-        with torch.no_grad(), tokens.mode:
+        with torch.no_grad(), _own_selections(tokens), tokens.mode:
             result = net(**inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -141,13 +172,19 @@ def _valid(inputs: Mapping[str, Tensor], valid: Tensor | None) -> Tensor | None:
 
 
 def _hook(net: nn.Module, site: TokenSite, tokens: _Tokens) -> tuple[Any, Any]:
+    mode = tokens.mode
+
     def before(*_: object) -> None:
-        tokens.mode.seen = tokens.mode.product = None
+        mode.seen = mode.product = None
 
     def after(_module: nn.Module, _inputs: object, output: object) -> None:
-        tokens.mode.paused = True
-        _close(site, tokens, _hidden(site, output))
-        tokens.mode.paused = False
+        if site.site in tokens.runs:
+            return  # the module selected by itself
+        mode.paused = True
+        hidden, seen = _hidden(site, output), _seen(site, mode)
+        eligible = tokens.eligible(site.site, seen.visible)
+        tokens.drop(site, attention_signals(seen, hidden, eligible), eligible)
+        mode.paused = False
 
     module = _module(net, site.site)
     return module.register_forward_pre_hook(before), module.register_forward_hook(after)
@@ -161,22 +198,48 @@ def _hidden(site: TokenSite, output: object) -> Tensor:
     return found[0]
 
 
-def _close(site: TokenSite, tokens: _Tokens, hidden: Tensor) -> None:
-    """Select after the site's module and hide the rest from what follows."""
-    mode, seen = tokens.mode, tokens.mode.seen
-    if seen is None:
+def _seen(site: TokenSite, mode: TokenMode) -> Attention:
+    if mode.seen is None:
         raise BadInputError(
             "no self-attention was seen in this module",
             where=site.site,
             wanted="a module that calls softmax or scaled_dot_product_attention over the tokens",
         )
-    eligible = mode.alive
-    if eligible is None:
-        eligible = seen.visible if tokens.valid is None else tokens.valid
-    forced = tokens.forced.get(site.site)
-    record, alive = select(site, seen, hidden, eligible, forced=forced)
-    tokens.runs[site.site] = record
-    mode.alive, mode.prefix = alive, site.protected
+    return mode.seen
+
+
+@contextmanager
+def _own_selections(tokens: _Tokens) -> Iterator[None]:
+    """Turn the selections in a module's own forward into masking.
+
+    ``select_tokens`` then returns the tokens as they came, as it does under export.
+    """
+    module = cast(Any, import_module("secateur.models.select_tokens"))
+    original = module._select  # noqa: SLF001 (both public functions go through it)
+
+    def masked(
+        hidden: Tensor, signals: Mapping[str, Tensor], *, by: str, site: str, keep: float | Keep
+    ) -> tuple[Tensor, None]:
+        share = keep if isinstance(keep, Keep) else Keep(round(keep * 1000))
+        tokens.mode.paused = True
+        eligible = tokens.eligible(
+            site, signals.get("valid", hidden.new_ones(hidden.shape[:2]).bool())
+        )
+        available = {"hidden": hidden, **signals, "valid": eligible}
+        own = TokenSite(site, by, "permille", share.permille, share.protected)
+        tokens.drop(
+            tokens.sites.get(site, own),
+            lambda name: build(available, [name])[name],
+            eligible,
+        )
+        tokens.mode.paused = False
+        return hidden, None
+
+    module._select = masked  # noqa: SLF001
+    try:
+        yield
+    finally:
+        module._select = original  # noqa: SLF001
 
 
 def with_amounts(sites: Sequence[TokenSite], amounts: Mapping[str, int]) -> tuple[TokenSite, ...]:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from tests.parity import tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.errors import BadInputError, PreconditionError
 from secateur.models.reference import Removed, TokenSite, neutralised, run
+from secateur.models.select_tokens import select_tokens_with
 
 IDS = torch.randint(0, 40, (3, 20), generator=torch.Generator().manual_seed(1))
 LENGTHS = torch.tensor([20, 13, 6])
@@ -201,3 +202,73 @@ def test_pooling_that_cannot_be_masked_is_refused() -> None:
     site = TokenSite("layers.0", SELECTORS["class_row"][0], amount=500)
     with pytest.raises(PreconditionError, match="adaptive_avg_pool1d"):
         run(net, {"input_ids": IDS, "attention_mask": MASK}, [site])
+
+
+class SelectingBert(tiny.TinyBert):
+    """Calls the selector in its own forward, with padding."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.tokens(input_ids) + self.positions(torch.arange(input_ids.shape[1]))
+        valid = attention_mask.bool()
+        for i, layer in enumerate(self.layers):
+            mask = (1 - valid[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
+            attention, rows = layer.attention, x
+            q, k = (
+                f(rows).unflatten(-1, (tiny.H, -1)).transpose(1, 2)
+                for f in (attention.q, attention.k)
+            )
+            x = layer(x, mask)
+            if i in {0, 2}:
+                signals = {"q": q, "k": k, "valid": valid}
+                x, valid = select_tokens_with(
+                    x, signals, by="class_row", site=f"layers.{i}", keep=0.6
+                )
+        weight = valid[:, :, None].to(x.dtype)
+        return (x * weight).sum(1) / weight.sum(1)
+
+
+def test_a_module_that_selects_by_itself_equals_its_masked_run() -> None:
+    net = tiny.seeded(SelectingBert)
+    inputs = {"input_ids": IDS, "attention_mask": MASK}
+    with torch.no_grad():
+        gathered = net(**inputs)
+    got = run(net, inputs)
+    torch.testing.assert_close(got.outputs["output"], gathered, rtol=1e-4, atol=1e-5)
+    assert [site.count.tolist() for site in got.sites.values()] == [[12, 8, 4], [8, 5, 3]]
+
+
+def test_a_named_site_overrides_the_budget_of_a_module_that_selects_by_itself() -> None:
+    net = tiny.seeded(SelectingBert)
+    sites = [TokenSite("layers.0", "class_row", amount=300)]
+    got = run(net, {"input_ids": IDS, "attention_mask": MASK}, sites)
+    assert got.sites["layers.0"].count.tolist() == [6, 4, 2]
+
+
+class WithWeights(nn.Module):
+    """nn.MultiheadAttention that is asked for its probabilities, and a causal attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.MultiheadAttention(tiny.D, tiny.H, batch_first=True)
+        self.second = tiny.Attention(fused=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.first(x, x, x, need_weights=True)[0]
+        q, k, v = (f(x)[:, None] for f in (self.second.q, self.second.k, self.second.v))
+        return x + nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0]
+
+
+def test_heads_folded_into_the_batch_and_causal_masks_are_seen() -> None:
+    net = tiny.seeded(WithWeights)
+    x = torch.randn(2, 9, tiny.D)
+    kept = torch.tensor([[0, 2, 3, 7], [0, 1, 4, 8]])
+    site = TokenSite("first", SELECTORS["column_mean"][0])
+    got = run(net, {"x": x}, [site], forced={"first": kept})
+    with torch.no_grad():
+        after = x + net.first(x, x, x)[0]
+        rows = after.gather(1, kept[:, :, None].expand(-1, -1, tiny.D))
+        q, k, v = (f(rows)[:, None] for f in (net.second.q, net.second.k, net.second.v))
+        want = rows + nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0]
+    out = got.outputs["output"].gather(1, kept[:, :, None].expand(-1, -1, tiny.D))
+    torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
+    assert not bool(got.outputs["output"].isnan().any())
