@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from secateur.models.select_tokens import select_tokens
+
+Heads = dict[str, Tensor]
+"""Queries, keys and values ``q``, ``k``, ``v``, (B, H, N, D / H) each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +33,10 @@ class Config:
         return 1 + self.side**2
 
 
+DEFAULT = Config()
+NOTHING: Mapping[int, float] = MappingProxyType({})
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one projection each for query, key and value."""
 
@@ -41,11 +52,11 @@ class Attention(nn.Module):
         """(B, N, D) to (B, H, N, D / H)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) to (B, N, D)."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Heads]:
+        """(B, N, D) to (B, N, D), and what the heads saw."""
         q, k, v = (self.split(layer(x)) for layer in (self.query, self.key, self.value))
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return self.output(mixed.transpose(1, 2).flatten(2)), {"q": q, "k": k, "v": v}
 
 
 class Block(nn.Module):
@@ -59,18 +70,23 @@ class Block(nn.Module):
         self.up = nn.Linear(config.width, config.hidden)
         self.down = nn.Linear(config.hidden, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, D) to (B, N, D)."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+    def forward(self, x: Tensor) -> tuple[Tensor, Heads]:
+        """(B, N, D) to (B, N, D), and what the heads saw."""
+        mixed, heads = self.attention(self.norm1(x))
+        x = x + mixed
+        return x + self.down(F.gelu(self.up(self.norm2(x)))), heads
 
 
 class DigitsViT(nn.Module):
-    """A classifier of (B, 1, 8, 8) images with values in [0, 1]; gives (B, 10) logits."""
+    """A classifier of (B, 1, 8, 8) images with values in [0, 1]; gives (B, 10) logits.
 
-    def __init__(self, config: Config | None = None) -> None:
+    With ``keep`` it drops tokens in its own forward: ``{1: 0.5}`` keeps half of them, by the
+    attention that the class token pays, after block 1. The weights are the same either way.
+    """
+
+    def __init__(self, config: Config = DEFAULT, keep: Mapping[int, float] = NOTHING) -> None:
         super().__init__()
-        config = config or Config()
+        self.keep = dict(keep)
         self.embed = nn.Conv2d(1, config.width, kernel_size=3, padding=1)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.position = nn.Parameter(torch.randn(1, config.tokens, config.width) * 0.02)
@@ -87,6 +103,9 @@ class DigitsViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 1, 8, 8) to (B, 10)."""
         x = self.tokens(images)
-        for block in self.blocks:
-            x = block(x)
+        for number, block in enumerate(self.blocks):
+            x, heads = block(x)
+            if number in self.keep:
+                site, share = f"blocks.{number}", self.keep[number]
+                x = select_tokens(x, heads, by="class_row", site=site, keep=share)
         return self.head(self.norm(x)[:, 0])
