@@ -31,6 +31,8 @@ _WORDS = {
     "batch": "batch",
 }
 
+_ADDED = frozenset({"Add", "Where"})  # what only they read (a mask over windows) makes no units
+
 
 @dataclass(frozen=True, slots=True)
 class WeightUse:
@@ -130,7 +132,8 @@ def analyse_prepared(model: ir.Model) -> Analysis:
     """Find the groups of a model that ``prepare`` returned; the analysis refers to it."""
     axes = analyse_axes(model)
     uses = _weight_uses(model, axes)
-    roles = find_roles(model, axes, set(uses))
+    made = {a for a, found in uses.items() if any(u.node.op_type not in _ADDED for u in found)}
+    roles = find_roles(model, axes, made)
     groups = [_group(atom, tuple(weights), roles) for atom, weights in uses.items()]
     groups.extend(_without_weights(model, axes, roles, uses))
     return Analysis(model, axes, roles, _with_unique_names(groups))

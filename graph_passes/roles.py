@@ -15,7 +15,7 @@ from secateur.graph_passes.axes import Atom, AxisMap, Expr, Sum, constant, leave
 _CONTRACTIONS = frozenset({"MatMul", "Einsum", "FusedMatMul", "Gemm"})
 _WALKED_OVER = frozenset(
     "Add Sub Mul Div Where Cast IsNaN Not Dropout Reshape Transpose Identity Unsqueeze Squeeze "
-    "Clip Slice Conv BatchNormalization Concat Pad Expand Gather Split".split()  # noqa: SIM905
+    "Clip Slice Conv BatchNormalization Concat Pad Expand Gather Split Tanh".split()  # noqa: SIM905
 )
 _NORMS = frozenset(
     {
@@ -32,6 +32,8 @@ _NORMS = frozenset(
 class Roles:
     """Atoms by role; an atom in none of the sets is a channel of a layer."""
 
+    sites: list[ir.Node] = field(default_factory=list)
+    """Softmax and fused nodes that attend, in graph order."""
     heads: dict[Atom, ir.Node] = field(default_factory=dict)
     """Leaf atoms over which independent attentions run, with the softmax that says so."""
     query_heads: set[Atom] = field(default_factory=set)
@@ -71,9 +73,12 @@ def _attention(node: ir.Node, axes: AxisMap, weighted: set[Atom], roles: Roles) 
         exprs = axes.at(node, 0)
         if len(exprs) < 3 or not _is_attention(node):
             return
-        over, tokens = exprs[:-2], exprs[-2:]
+        axis = node.attributes.get_int("axis", -1) % len(exprs)
+        # Factorised attention normalises the keys over the tokens, not the last axis.
+        over, tokens = exprs[:-2], exprs[-2:] if axis == len(exprs) - 1 else exprs[axis : axis + 1]
     else:
         over, tokens = _fused(node, axes)
+    roles.sites.append(node)
     for expr in tokens:
         for atom in leaves(expr):
             roles.tokens.setdefault(atom)
@@ -104,19 +109,20 @@ def _stands_alone(atom: Atom, first: Atom, axes: AxisMap) -> bool:
 
 
 def _is_attention(softmax: ir.Node) -> bool:
-    """Tell whether a softmax normalises products and its result weights a product.
+    """Tell whether the result of a softmax enters a product of two computed values.
 
-    A softmax over classes, experts or kernels does not.
+    A softmax over classes, experts or kernels does not. Factorised attention normalises
+    projections instead of products, so what comes before the softmax decides nothing.
     """
-    return _meets_product(softmax, upstream=False) and _meets_product(softmax, upstream=True)
+    return _meets_product(softmax)
 
 
-def _meets_product(node: ir.Node, *, upstream: bool, depth: int = 12) -> bool:
+def _meets_product(node: ir.Node, depth: int = 12) -> bool:
     frontier, seen = [node], {node}
     for _ in range(depth):
         reached = []
         for here in frontier:
-            for other in _neighbours(here, upstream=upstream):
+            for other in _readers(here):
                 if other in seen:
                     continue
                 seen.add(other)
@@ -129,16 +135,13 @@ def _meets_product(node: ir.Node, *, upstream: bool, depth: int = 12) -> bool:
 
 
 def _has_weight(node: ir.Node) -> bool:
-    return node.op_type in _CONTRACTIONS and any(
-        constant(value) is not None for value in node.inputs
-    )
+    """Tell whether fewer than two operands of a product are computed (Einsum may have three)."""
+    computed = sum(constant(value) is None for value in node.inputs)
+    return node.op_type in _CONTRACTIONS and computed < 2
 
 
-def _neighbours(node: ir.Node, *, upstream: bool) -> Iterator[ir.Node]:
-    if upstream:
-        yield from (p for v in node.inputs if v is not None and (p := v.producer()) is not None)
-    else:
-        yield from (user for value in node.outputs for user, _ in value.uses())
+def _readers(node: ir.Node) -> Iterator[ir.Node]:
+    yield from (user for value in node.outputs for user, _ in value.uses())
 
 
 def _width(axes: AxisMap, roles: Roles) -> None:
