@@ -1,0 +1,27 @@
+"""A graph in memory as a callable: ONNX Runtime without graph optimisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx_ir as ir
+
+from secateur.export.onnx_file import save
+from secateur.runtime.backend import Run
+from secateur.runtime.onnxruntime import OnnxRuntime
+
+
+@contextmanager
+def open_model(model: ir.Model) -> Iterator[Run]:
+    """Yield ``run(arrays) -> outputs by name``; the graph runs as written, on the CPU."""
+    with TemporaryDirectory(prefix="secateur-") as folder:
+        path = Path(folder) / "model.onnx"
+        save(model, path)
+        with OnnxRuntime().session(path) as run:
+            yield run
+
+
+__all__ = ["open_model"]
