@@ -1,0 +1,167 @@
+"""Selecting tokens inside a model's own forward, in a way that exports.
+
+In PyTorch a call really drops tokens. Under ``torch.export`` it leaves the tokens alone and
+one marker node, ``secateur::SelectTokens``, in the graph; the graph passes put the same cut
+there that they make in a model that knows nothing of selection, and gather by themselves
+whatever else carries the token axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from secateur.errors import BadInputError
+from secateur.models import signals as signal_builders
+from secateur.models.selectors import resolve_selector
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """How many tokens stay: a share of each sample's valid tokens, in thousandths."""
+
+    permille: int
+    protected: int = 1
+    """Leading tokens (class, distillation) that always stay."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.permille <= 1000:
+            raise BadInputError(
+                "keep is not a share of the tokens",
+                got=f"{self.permille} permille",
+                wanted="more than 0, at most 1 (1000 permille)",
+            )
+        if self.protected < 0:
+            raise BadInputError("a negative number of protected tokens", got=str(self.protected))
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which tokens of each sample were kept.
+
+    ``index`` (B, K) int64 holds original positions, ascending in the first ``count[b]``
+    slots; ``valid`` (B, K) is True there and False in the slots that only fill the rectangle.
+    """
+
+    index: Tensor
+    valid: Tensor
+
+    def gather(self, tensor: Tensor, axis: int = 1) -> Tensor:
+        """Return the kept rows of ``axis`` of a tensor whose first axis is the batch."""
+        shape = [1] * tensor.dim()
+        shape[0], shape[axis] = self.index.shape
+        sizes = list(tensor.shape)
+        sizes[axis] = self.index.shape[1]
+        return tensor.gather(axis, self.index.reshape(shape).expand(sizes))
+
+
+@torch.library.custom_op("secateur::select_tokens", mutates_args=())
+def _marker(hidden: Tensor, by: str, site: str, permille: int, protected: int) -> Tensor:
+    """Stand for a selection in a traced program: the tokens come out as they went in."""
+    del by, site, permille, protected
+    return hidden.clone()
+
+
+@_marker.register_fake
+def _marker_shape(hidden: Tensor, by: str, site: str, permille: int, protected: int) -> Tensor:
+    del by, site, permille, protected
+    return torch.empty_like(hidden)
+
+
+def select_tokens(
+    hidden: Tensor, signals: Mapping[str, Tensor], *, by: str, site: str, keep: float | Keep
+) -> Tensor:
+    """Keep the best tokens of ``hidden``.
+
+    Call it on the residual stream right after the attention of ``site`` was added to it. All
+    samples have to keep equally many tokens; with padding, use ``select_tokens_with``.
+
+    Args:
+        hidden: (B, N, D).
+        signals: what the selector reads, by name; ``q``, ``k``, ``v`` (B, H, N, Dh) of the
+            site's attention are enough for every built-in selector.
+        by: name of a selector, or ``package.module:function``.
+        site: module path of the attention block, e.g. ``encoder.layer.2``.
+        keep: share in (0, 1] of the tokens alive here, or a ``Keep``.
+
+    Returns:
+        (B, K, D), kept tokens in their order; (B, N, D) unchanged under ``torch.export``.
+    """
+    rows, kept = _select(hidden, signals, by=by, site=site, keep=keep)
+    if kept is not None and not bool(kept.valid.all()):
+        raise BadInputError(
+            "samples of one batch keep different numbers of tokens",
+            where=f"site {site!r}",
+            got=str(kept.valid.sum(dim=1).tolist()),
+            next_step="use select_tokens_with, and mask by the validity that it returns",
+        )
+    return rows
+
+
+def select_tokens_with(
+    hidden: Tensor, signals: Mapping[str, Tensor], *, by: str, site: str, keep: float | Keep
+) -> tuple[Tensor, Tensor]:
+    """Keep the best tokens of padded samples; ``signals`` has to hold ``valid`` (B, N) bool.
+
+    Returns:
+        the rows (B, K, D) and their validity (B, K), K the largest count of the batch; under
+        ``torch.export`` both inputs as they are. Build the attention mask from the validity.
+    """
+    if "valid" not in signals:
+        raise BadInputError("no validity given", where=f"site {site!r}", wanted="signals['valid']")
+    rows, kept = _select(hidden, signals, by=by, site=site, keep=keep)
+    return rows, signals["valid"] if kept is None else kept.valid
+
+
+def _select(
+    hidden: Tensor, signals: Mapping[str, Tensor], *, by: str, site: str, keep: float | Keep
+) -> tuple[Tensor, Selection | None]:
+    share = keep if isinstance(keep, Keep) else Keep(round(keep * 1000))
+    selector = resolve_selector(by)
+    if torch.compiler.is_exporting():
+        marked: Tensor = _marker(hidden, by, site, share.permille, share.protected)
+        return marked, None
+    alive = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    available = {"hidden": hidden, "valid": alive, **signals}
+    score = selector.score(**signal_builders.build(available, selector.signals))
+    kept = choose(score, available["valid"], share)
+    return kept.gather(hidden), kept
+
+
+def choose(score: Tensor, valid: Tensor, keep: Keep) -> Selection:
+    """Return the kept positions of every sample, ascending.
+
+    Protected tokens come first, then valid ones by score, then padding; equal scores in the
+    order of their positions.
+
+    Args:
+        score: (B, N), larger is kept.
+        valid: (B, N) bool.
+        keep: the share and the number of protected leading tokens.
+
+    Raises:
+        BadInputError: a score is NaN.
+    """
+    if bool(score.isnan().any()):
+        raise BadInputError(
+            "a selector gave NaN scores",
+            got=f"{int(score.isnan().sum())} NaN of {score.numel()}",
+            next_step="check the model's weights and inputs for NaN or overflow",
+        )
+    n_tokens = score.shape[1]
+    position = torch.arange(n_tokens, device=score.device)
+    rank = score.float().masked_fill(position < keep.protected, torch.inf)
+    rank = rank.masked_fill(~valid, -torch.inf)
+    share = (valid.sum(dim=1) * keep.permille + 999) // 1000
+    counts = share.clamp(min=min(keep.protected, n_tokens))
+    k = int(counts.max())
+    best = rank.sort(dim=1, descending=True, stable=True).indices[:, :k]
+    in_use = torch.arange(k, device=score.device) < counts[:, None]
+    index = best.masked_fill(~in_use, n_tokens).sort(dim=1).values
+    return Selection(index.clamp(max=n_tokens - 1), in_use)
+
+
+__all__ = ["Keep", "Selection", "choose", "select_tokens", "select_tokens_with"]
