@@ -7,7 +7,6 @@ here a group is a leaf atom of the axis algebra with every weight axis that cont
 from __future__ import annotations
 
 import math
-import os.path
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -51,7 +50,7 @@ class WeightUse:
         """Shape of the whole weight."""
         value = self.node.inputs[self.slot]
         tensor = None if value is None else constant_tensor(value)
-        return () if tensor is None else tuple(int(dim) for dim in tensor.shape)
+        return () if tensor is None else tuple(tensor.shape.numpy())
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +192,20 @@ def _place(weights: tuple[WeightUse, ...], role: str) -> str:
         layers.pop("", None)
         if layers:
             return layers.most_common(1)[0][0]
-    shared = os.path.commonprefix([name.split(".") for name in names])
+    shared = _common(names)
     if shared and role != "channels":
         return ".".join(shared)
     return names[0].rsplit(".", 1)[0] if "." in names[0] else names[0]
+
+
+def _common(names: list[str]) -> list[str]:
+    """The dotted parts that all names begin with."""
+    shared = []
+    for parts in zip(*(name.split(".") for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return shared
 
 
 def _without_weights(
@@ -237,9 +246,7 @@ def _by_module(group: Group, number: int) -> Group:
     del number
     if not group.weights or group.role == "residual":
         return group
-    paths = [use.parameter.split(".") for use in group.weights]
-    shared = os.path.commonprefix(paths)
-    place = ".".join(shared if len(shared) < len(paths[0]) else shared[:-1])
+    place = ".".join(_common([use.parameter.rsplit(".", 1)[0] for use in group.weights]))
     if len(place) <= len(group.layer):
         place = group.weights[0].parameter.rsplit(".", 1)[0]
     return _renamed(group, f"{_WORDS[group.role]} of {place}")

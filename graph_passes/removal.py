@@ -19,6 +19,7 @@ from secateur.graph_passes.prepare import prepare
 
 _Cut = tuple[tuple[int, bytes], ...]
 """Per cut axis its number and the kept positions: what makes two uses the same."""
+_Uses = list[tuple[ir.Node, int]]
 
 
 def remove(model: ir.Model, plan: Plan) -> ir.Model:
@@ -82,29 +83,28 @@ def _slice_constants(
     model: ir.Model, axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]
 ) -> None:
     """Slice each constant once per way in which its uses are cut."""
-    cuts: dict[ir.Value, dict[_Cut, list[tuple[ir.Node, int]]]] = {}
+    cuts: dict[ir.Value, dict[_Cut, _Uses]] = {}
     for node, slot in axes.constant_uses():
         value = node.inputs[slot]
         if value is None:
             continue
-        key: list[tuple[int, bytes]] = []
-        for axis, expr in enumerate(axes.at(node, slot)):
-            if any(atom in keep for atom in leaves(expr)):
-                key.append((axis, indices(expr, keep).tobytes()))
-        cuts.setdefault(value, {}).setdefault(tuple(key), []).append((node, slot))
+        key = tuple(
+            (axis, indices(expr, keep).tobytes())
+            for axis, expr in enumerate(axes.at(node, slot))
+            if any(atom in keep for atom in leaves(expr))
+        )
+        cuts.setdefault(value, {}).setdefault(key, []).append((node, slot))
     for value, ways in cuts.items():
         for number, (key, uses) in enumerate(ways.items()):
             if key:
                 _replace(model.graph, value, key, uses, "" if len(ways) == 1 else f".cut{number}")
 
 
-def _replace(
-    graph: ir.Graph, value: ir.Value, key: _Cut, uses: list[tuple[ir.Node, int]], suffix: str
-) -> None:
+def _replace(graph: ir.Graph, value: ir.Value, key: _Cut, uses: _Uses, suffix: str) -> None:
     tensor = constant_tensor(value)
     assert tensor is not None
     kept = {axis: np.frombuffer(raw, dtype=np.int64) for axis, raw in key}
-    shape = [len(kept[i]) if i in kept else int(dim) for i, dim in enumerate(tensor.shape)]
+    shape = [len(kept[i]) if i in kept else dim for i, dim in enumerate(tensor.shape.numpy())]
     name = f"{value.name}{suffix}"
     lazy = ir.LazyTensor(
         lambda: _take(tensor, kept), dtype=tensor.dtype, shape=ir.Shape(shape), name=name
@@ -121,7 +121,7 @@ def _replace(
         node.replace_input_with(slot, fresh)
 
 
-def _take(tensor: ir.TensorProtocol, kept: Mapping[int, NDArray[np.int64]]) -> ir.Tensor:
+def _take(tensor: ir.TensorProtocol, kept: Mapping[int, NDArray[np.int64]]) -> ir.TensorProtocol:
     array = tensor.numpy()
     for axis, positions in kept.items():
         array = array.take(positions, axis)

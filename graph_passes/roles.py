@@ -14,8 +14,11 @@ from secateur.graph_passes.axes import Atom, AxisMap, Expr, Sum, constant, leave
 
 _CONTRACTIONS = frozenset({"MatMul", "Einsum", "FusedMatMul", "Gemm"})
 _WALKED_OVER = frozenset(
-    "Add Sub Mul Div Where Cast IsNaN Not Dropout Reshape Transpose Identity Unsqueeze Squeeze "
-    "Clip Slice Conv BatchNormalization Concat Pad Expand Gather Split Tanh".split()  # noqa: SIM905
+    {
+        *("Add", "Sub", "Mul", "Div", "Where", "Cast", "IsNaN", "Not", "Clip", "Tanh", "Identity"),
+        *("Reshape", "Transpose", "Unsqueeze", "Squeeze", "Expand", "Dropout"),
+        *("Slice", "Concat", "Pad", "Gather", "Split", "Conv", "BatchNormalization"),
+    }
 )
 _NORMS = frozenset(
     {
@@ -70,12 +73,13 @@ def _attention(node: ir.Node, axes: AxisMap, weighted: set[Atom], roles: Roles) 
     if not axes.knows(node, 0):
         return
     if node.op_type == "Softmax":
-        exprs = axes.at(node, 0)
+        exprs: Sequence[Expr] = axes.at(node, 0)
         if len(exprs) < 3 or not _is_attention(node):
             return
         axis = node.attributes.get_int("axis", -1) % len(exprs)
         # Factorised attention normalises the keys over the tokens, not the last axis.
-        over, tokens = exprs[:-2], exprs[-2:] if axis == len(exprs) - 1 else exprs[axis : axis + 1]
+        last = axis == len(exprs) - 1
+        over, tokens = exprs[:-2], exprs[-2:] if last else exprs[axis : axis + 1]
     else:
         over, tokens = _fused(node, axes)
     roles.sites.append(node)

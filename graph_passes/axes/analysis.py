@@ -127,7 +127,7 @@ class _Walk:
             if self._axes.entries(value) is None:
                 track_constant(value, self._axes)
             label = value.name or ""
-            exprs = [self._solver.fresh(int(dim), label) for dim in tensor.shape]
+            exprs = [self._solver.fresh(dim, label) for dim in tensor.shape.numpy()]
             self._axes.set_use(node, slot, exprs)
 
     def _blank(self, output: int, relations: Iterable[Relation]) -> list[Expr | None]:
@@ -205,15 +205,19 @@ class _Walk:
             self._solver.unify(present, expr, self._name)
 
     def _execute(self, relation: Relation) -> None:
+        if isinstance(relation, Same):
+            self._same(relation.ports)
+        elif isinstance(relation, Fresh):
+            self._put(relation.port, self._fresh(relation.port, relation.size))
+        elif not isinstance(relation, Unread):
+            self._execute_rare(relation)
+
+    def _execute_rare(self, relation: Relation) -> None:
         match relation:
-            case Same(ports):
-                self._same(ports)
-            case Fold(ports, neutral):
-                self._same(ports)
-                assert self._node is not None
-                self._axes.folds.append(FoldUse(self._node, ports, neutral))
-            case Product(left, right):
-                self._product(left, right)
+            case Fold():
+                self._fold(relation)
+            case Product():
+                self._product(relation)
             case Sum(port, parts):
                 self._put(port, concatenation([self._known(part) for part in parts]))
             case Part():
@@ -224,12 +228,13 @@ class _Walk:
                 self._padded(relation)
             case Index():
                 self._index(relation)
-            case Unread():
-                pass
-            case Fresh(port, of_size):
-                self._put(port, self._fresh(port, of_size))
             case Frozen(port, reason):
                 self._solver.freeze(self._known(port), Reason(reason, self._name))
+
+    def _fold(self, relation: Fold) -> None:
+        self._same(relation.ports)
+        assert self._node is not None
+        self._axes.folds.append(FoldUse(self._node, relation.ports, relation.neutral))
 
     def _same(self, ports: tuple[Port, ...]) -> None:
         base = next((e for e in map(self._get, ports) if e is not None), None)
@@ -254,7 +259,8 @@ class _Walk:
             of_size = declared[port.axis] if declared else self._solver.anonymous_size(name)
         return self._solver.fresh(of_size, self._name)
 
-    def _product(self, left: tuple[Port, ...], right: tuple[Port, ...]) -> None:
+    def _product(self, relation: Product) -> None:
+        left, right = relation
         if len(right) == 1 and self._get(right[0]) is None:
             self._put(right[0], self._flat(left))
         elif len(left) == 1 and self._get(left[0]) is None:
@@ -293,11 +299,11 @@ class _Walk:
     def _blocks(self, relation: Blocks) -> None:
         outer = next((e for e in map(self._get, relation.outer) if e is not None), None)
         if outer is None:
-            outer = self._solver.fresh(relation.count, self._name)
+            outer = self._solver.fresh(relation.n_blocks, self._name)
         for port in relation.outer:
             self._put(port, outer)
         for port, inner_ports in zip(relation.ports, relation.inner, strict=True):
-            inner = self._inner(port, inner_ports, relation.count)
+            inner = self._inner(port, inner_ports, relation.n_blocks)
             if inner is None:
                 continue
             self._put(port, outer + inner)

@@ -61,7 +61,7 @@ class Part(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Each of ``ports`` is ``count`` blocks, one after the other; the blocks are shared.
+    """Each of ``ports`` is ``n_blocks`` blocks, one after the other; the blocks are shared.
 
     ``ports[i]`` is blocks x ``inner[i]``: the ports there run over the inside of one
     block. ``outer`` names ports that run over the blocks. ``fixed`` and ``fixed_blocks``
@@ -69,7 +69,7 @@ class Blocks(NamedTuple):
     """
 
     ports: tuple[Port, ...]
-    count: Size
+    n_blocks: Size
     inner: tuple[tuple[Port, ...], ...]
     outer: tuple[Port, ...] = ()
     fixed: str = ""

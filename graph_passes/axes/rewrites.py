@@ -17,6 +17,7 @@ from secateur.graph_passes.axes.axis_map import AxisMap, constant
 from secateur.graph_passes.axes.expression import Expr, Keep, indices, leaves, size
 from secateur.graph_passes.axes.relations import OUT, REWRITES
 from secateur.graph_passes.axes.rules.layout import slice_bounds, split_lengths
+from secateur.graph_passes.axes.sizes import static
 from secateur.graph_passes.axes.view import View
 
 _ANY_OPSET = 20
@@ -55,7 +56,7 @@ def _respell_computed(node: ir.Node, slot: int, exprs: tuple[Expr, ...], keep: K
     """A target computed from shapes: static axes become constants, one cut dynamic axis -1."""
     old = node.inputs[slot]
     assert old is not None
-    aligned = _aligned(exprs, len(axes_entries) if (axes_entries := _length(old)) else len(exprs))
+    aligned = _aligned(exprs, _length(old) or len(exprs))
     cut_dynamic = [
         i for i, e in enumerate(aligned) if _touched(e, keep) and not isinstance(size(e), int)
     ]
@@ -76,7 +77,7 @@ def _respell_computed(node: ir.Node, slot: int, exprs: tuple[Expr, ...], keep: K
 
 def _length(value: ir.Value) -> int:
     shape = value.shape
-    return int(str(shape[0])) if shape is not None and isinstance(shape[0], int) else 0
+    return static(shape[0]) if shape is not None and isinstance(shape[0], int) else 0
 
 
 def _concat_entries(node: ir.Node, slot: int, old: ir.Value, entries: list[int | None]) -> None:
@@ -121,15 +122,15 @@ def bounds(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
         start, stop, _ = found[axis]
         if axis in touched:
             kept = indices(exprs[axis], keep)
-            start, stop = (int(np.searchsorted(kept, int(str(b)))) for b in (start, stop))
+            start, stop = (int(np.searchsorted(kept, static(b))) for b in (start, stop))
         elif old[1] is None or old[2] is None:
             raise PreconditionError(
                 "a Slice with computed bounds also reads a cut axis", where=node_name(node)
             )
         else:
             start, stop = int(old[1][i]), int(old[2][i])
-        starts.append(int(str(start)))
-        stops.append(int(str(stop)))
+        starts.append(static(start))
+        stops.append(static(stop))
     replace_ints(node, 1, starts)
     replace_ints(node, 2, stops)
 

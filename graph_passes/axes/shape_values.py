@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from secateur.graph_passes.axes.axis_map import AxisMap, Entry, constant, constant_tensor
 from secateur.graph_passes.axes.expression import resolve, size
-from secateur.graph_passes.axes.sizes import Polynomial, Size, divide, product
+from secateur.graph_passes.axes.sizes import Polynomial, Size, divide, product, static
 
 _MAX_ENTRIES = 64
 Entries = tuple[Entry, ...]
@@ -112,7 +112,7 @@ def _gather(node: ir.Node, inputs: Sequence[Entries | None], axes: AxisMap) -> E
     if not all(isinstance(p, int) and -len(data) <= p < len(data) for p in positions):
         return None
     del axes
-    return tuple(data[int(str(p))] for p in positions)
+    return tuple(data[static(p)] for p in positions)
 
 
 def _concat(node: ir.Node, inputs: Sequence[Entries | None], axes: AxisMap) -> Entries | None:
@@ -215,7 +215,7 @@ def _constant_of_shape(
     lengths = inputs[0]
     if lengths is None or len(lengths) > 1 or not all(isinstance(e.size, int) for e in lengths):
         return None
-    length = int(str(lengths[0].size)) if lengths else 1
+    length = static(lengths[0].size) if lengths else 1
     attribute = node.attributes.get("value")
     array = attribute.as_tensor().numpy() if attribute is not None else np.zeros(1, np.float32)
     if array.dtype.kind not in "iu" or length > _MAX_ENTRIES:

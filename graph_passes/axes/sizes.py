@@ -140,6 +140,17 @@ def _without(names: Monomial, remove: Monomial) -> Monomial | None:
     return tuple(left)
 
 
+def static(size: Size) -> int:
+    """Return an integer size.
+
+    Raises:
+        TypeError: the size is known only at run time.
+    """
+    if not isinstance(size, int):
+        raise TypeError(f"the size {size} is known only at run time")
+    return size
+
+
 def at_most(small: Size, large: Size) -> bool:
     """Tell whether ``small <= large`` for every value >= 1 of the names."""
     difference = large - small
@@ -152,4 +163,4 @@ def at_most(small: Size, large: Size) -> bool:
     return positive + negative >= 0
 
 
-__all__ = ["Monomial", "Polynomial", "Size", "at_most", "divide", "product"]
+__all__ = ["Monomial", "Polynomial", "Size", "at_most", "divide", "product", "static"]

@@ -7,6 +7,8 @@ sides were frozen, so the law holds because neither may be cut.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from secateur.graph_passes.axes.expression import (
     UNIT,
     Atom,
@@ -67,7 +69,7 @@ class Solver:
             self._depth -= 1
 
     def split(self, expr: Expr, at: Size) -> tuple[Expr, Expr] | None:
-        """Cut an axis into its first ``at`` positions and the rest; None where it cannot be said."""
+        """Cut an axis into its first ``at`` positions and the rest; None where that is not one."""
         expr = resolve(expr)
         total = size(expr)
         if at in (0, total) or not expr:
@@ -140,63 +142,51 @@ class Solver:
         return True
 
     def _unify_products(self, left: Expr, right: Expr, node: str) -> bool:
-        for a, b, rest_a, rest_b, at_front in (
-            (left[0], right[0], left[1:], right[1:], True),
-            (left[-1], right[-1], left[:-1], right[:-1], False),
-        ):
-            if self._normal(factor_size(a)) == self._normal(factor_size(b)):
-                first = self.unify((a,), (b,), node)
-                return self.unify(rest_a, rest_b, node) and first
-            done = self._peel(a, b, rest_a, rest_b, at_front, node)
+        for at_front in (True, False):
+            one, other = _side(left, at_front=at_front), _side(right, at_front=at_front)
+            if self._normal(factor_size(one.factor)) == self._normal(factor_size(other.factor)):
+                first = self.unify((one.factor,), (other.factor,), node)
+                return self.unify(one.rest, other.rest, node) and first
+            done = self._peel(one, other, node)
             if done is None:
-                done = self._peel(b, a, rest_b, rest_a, at_front, node)
+                done = self._peel(other, one, node)
             if done is not None:
                 return done
         return self._give_up(left, right, node, "the factors do not line up")
 
-    def _peel(
-        self,
-        big: Factor,
-        small: Factor,
-        rest_big: Expr,
-        rest_small: Expr,
-        at_front: bool,
-        node: str,
-    ) -> bool | None:
-        """Split ``big`` into ``small`` and a remainder; None where it is not a multiple."""
-        quotient = divide(self._normal(factor_size(big)), self._normal(factor_size(small)))
+    def _peel(self, big: _Side, small: _Side, node: str) -> bool | None:
+        """Split the big factor into the small one and a rest; None where it is no multiple."""
+        quotient = divide(
+            self._normal(factor_size(big.factor)), self._normal(factor_size(small.factor))
+        )
         if quotient is None or quotient == 1:
             return None
-        if isinstance(big, Sum):
-            return self._factor_out(big, small, rest_big, rest_small, node) if at_front else None
-        remainder = self.fresh(quotient, big.label)
-        halves = (small, *remainder) if at_front else (*remainder, small)
-        first = self._bind(big, halves, node)
-        rest_big = remainder + rest_big if at_front else rest_big + remainder
-        return self.unify(rest_big, rest_small, node) and first
+        if isinstance(big.factor, Sum):
+            return self._factor_out(big.factor, big.rest, small, node) if big.at_front else None
+        remainder = self.fresh(quotient, big.factor.label)
+        if big.at_front:
+            halves, rest = (small.factor, *remainder), remainder + big.rest
+        else:
+            halves, rest = (*remainder, small.factor), big.rest + remainder
+        first = self._bind(big.factor, halves, node)
+        return self.unify(rest, small.rest, node) and first
 
-    def _factor_out(
-        self, big: Sum, small: Factor, rest_big: Expr, rest_small: Expr, node: str
-    ) -> bool | None:
-        """``(a + b + ...)`` against ``small * rest``: a = a' * r, b = b' * r, small = a' + b'."""
-        inner = divide(self._normal(factor_size(big)), self._normal(factor_size(small)))
+    def _factor_out(self, total: Sum, rest: Expr, small: _Side, node: str) -> bool | None:
+        """``(a + b) * rest`` against ``small * ...``: a = a' * r, b = b' * r, small = a' + b'."""
+        inner = divide(self._normal(factor_size(total)), self._normal(factor_size(small.factor)))
         if inner is None:
             return None
-        quotients = [divide(self._normal(size(term)), inner) for term in big.terms]
+        quotients = [divide(self._normal(size(term)), inner) for term in total.terms]
         if any(quotient is None for quotient in quotients):
             return None
-        if not rest_big:
-            common, remaining = rest_small, None  # the whole product stands against the sum
-        else:
-            common, remaining = self.fresh(inner), rest_small
+        # with nothing behind the sum, the whole other product stands against it
+        common = self.fresh(inner) if rest else small.rest
         parts = [self.fresh(q) for q in quotients if q is not None]
         sound = True
-        for term, part in zip(big.terms, parts, strict=True):
+        for term, part in zip(total.terms, parts, strict=True):
             sound = self.unify(term, part + common, node) and sound
-        sound = self.unify((small,), concatenation(parts), node) and sound
-        if remaining is not None:
-            sound = self.unify(common + rest_big, remaining, node) and sound
-        return sound
+        sound = self.unify((small.factor,), concatenation(parts), node) and sound
+        return self.unify(common + rest, small.rest, node) and sound if rest else sound
 
     def _unify_sums(self, left: Expr, right: Expr, node: str) -> bool:
         a = [*left[0].terms] if isinstance(left[0], Sum) else [left]
@@ -239,12 +229,26 @@ class Solver:
                 before.append(terms.pop(0))
                 left = left - here
                 continue
-            parts = self.split(terms[0], left)
-            if parts is None:
+            halves = self.split(terms[0], left)
+            if halves is None:
                 return None
-            before.append(parts[0])
-            return concatenation(before), concatenation([parts[1], *terms[1:]])
+            before.append(halves[0])
+            return concatenation(before), concatenation([halves[1], *terms[1:]])
         return (concatenation(before), concatenation(terms)) if before and terms else None
+
+
+class _Side(NamedTuple):
+    """One end of a product and what is left of it."""
+
+    factor: Factor
+    rest: Expr
+    at_front: bool
+
+
+def _side(expr: Expr, *, at_front: bool) -> _Side:
+    if at_front:
+        return _Side(expr[0], expr[1:], at_front)
+    return _Side(expr[-1], expr[:-1], at_front)
 
 
 def _flat(terms: list[Expr]) -> list[Expr]:

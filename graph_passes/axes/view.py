@@ -52,7 +52,7 @@ class View:
         value = self.node.inputs[slot] if self.has(slot) else None
         return None if value is None else self._axes.ints(value)
 
-    def int(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
         """Return an integer attribute."""
         return self.node.attributes.get_int(name, default)
 

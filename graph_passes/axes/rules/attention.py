@@ -19,6 +19,7 @@ from secateur.graph_passes.axes.relations import (
     Relation,
     Same,
 )
+from secateur.graph_passes.axes.sizes import static
 from secateur.graph_passes.axes.view import View
 
 _SCALED = "the scale is computed from the head width"
@@ -61,8 +62,8 @@ def _heads_apart(view: View) -> Iterator[Relation]:
 
 
 def _heads_packed(view: View) -> Iterator[Relation]:
-    n_heads = view.int("q_num_heads", view.int("num_heads", 1))
-    n_groups = view.int("kv_num_heads", n_heads)
+    n_heads = view.integer("q_num_heads", view.integer("num_heads", 1))
+    n_groups = view.integer("kv_num_heads", n_heads)
     yield (
         Same((Port(2, 2), Port(1, 2)))
         if view.shape(1) == view.shape(2)
@@ -121,7 +122,7 @@ def head_counts(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
             continue
         heads = node.attributes.get_int(name, 1)
         packed = axes.at(node, slot)[2]
-        width = int(str(size(packed))) // heads
+        width = static(size(packed)) // heads
         node.attributes[name] = ir.AttrInt64(name, len(indices(packed, keep)) // width)
 
 

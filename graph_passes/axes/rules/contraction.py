@@ -30,7 +30,8 @@ def matmul(view: View) -> Iterator[Relation]:
 def broadcast_axes(view: View, slots: tuple[int, int], n_batch: int) -> Iterator[Relation]:
     """Relate the leading ``n_batch`` axes of operands whose last two axes are matrices."""
     for axis in range(n_batch):
-        ports, units = [], []
+        ports: list[Port] = []
+        units: list[Port] = []
         for slot in slots:
             shape = view.shape(slot) or ()
             here = axis - n_batch + len(shape) - 2
@@ -44,11 +45,11 @@ def broadcast_axes(view: View, slots: tuple[int, int], n_batch: int) -> Iterator
 def fused_matmul(view: View) -> Iterator[Relation]:
     """(..., M, K) @ (..., K, N) with either operand's last two axes swapped."""
     a, b = view.rank(0), view.rank(1)
-    if a is None or b is None or min(a, b) < 2 or view.int("transBatchA", 0):
+    if a is None or b is None or min(a, b) < 2 or view.integer("transBatchA", 0):
         return
-    if view.int("transBatchB", 0):
+    if view.integer("transBatchB", 0):
         return
-    swap_a, swap_b = view.int("transA", 0), view.int("transB", 0)
+    swap_a, swap_b = view.integer("transA", 0), view.integer("transB", 0)
     yield Fold((Port(0, a - 2 if swap_a else a - 1), Port(1, b - 1 if swap_b else b - 2)), 0.0)
     n_batch = max(a, b) - 2
     yield from broadcast_axes(view, (0, 1), n_batch)
@@ -59,7 +60,7 @@ def fused_matmul(view: View) -> Iterator[Relation]:
 @AXIS_RULES.register("Gemm")
 def gemm(view: View) -> Iterator[Relation]:
     """(M, K) @ (K, N) + C -> (M, N), operands possibly transposed; C broadcasts."""
-    swap_a, swap_b = view.int("transA", 0), view.int("transB", 0)
+    swap_a, swap_b = view.integer("transA", 0), view.integer("transB", 0)
     yield Fold((Port(0, 0 if swap_a else 1), Port(1, 1 if swap_b else 0)), neutral=0.0)
     yield Same((Port(0, 1 if swap_a else 0), Port(OUT, 0)))
     yield Same((Port(1, 0 if swap_b else 1), Port(OUT, 1)))

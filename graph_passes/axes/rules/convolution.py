@@ -37,7 +37,7 @@ def conv(view: View) -> Iterator[Relation]:
     yield Same((Port(0, 0), Port(OUT, 0)))
     bias = (Port(2, 0),) if view.has(2) else ()
     yield Same((Port(1, 0), *bias, Port(OUT, 1)))
-    group = view.int("group", 1)
+    group = view.integer("group", 1)
     if group == 1:
         yield Fold((Port(0, 1), Port(1, 1)), neutral=0.0)
     else:
@@ -81,7 +81,7 @@ def conv_group(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
 @AXIS_RULES.register("ConvTranspose")
 def conv_transpose(view: View) -> Iterator[Relation]:
     """(B, I, *S), (I, O, *k), (O) -> (B, O, *S'); of the grouped forms only depthwise."""
-    weight, group = view.shape(1), view.int("group", 1)
+    weight, group = view.shape(1), view.integer("group", 1)
     if weight is None:
         return
     yield Same((Port(0, 0), Port(OUT, 0)))

@@ -7,84 +7,21 @@ from collections.abc import Iterator
 from secateur.graph_passes.axes.relations import AXIS_RULES, OUT, Port, Relation, Same, Unread
 from secateur.graph_passes.axes.view import View
 
-_ONE_INPUT = [
-    "Abs",
-    "Acos",
-    "Acosh",
-    "Asin",
-    "Asinh",
-    "Atan",
-    "Atanh",
-    "BitwiseNot",
-    "Cast",
-    "Ceil",
-    "Celu",
-    "Cos",
-    "Cosh",
-    "Elu",
-    "Erf",
-    "Exp",
-    "Floor",
-    "Gelu",
-    "HardSigmoid",
-    "HardSwish",
-    "Identity",
-    "IsInf",
-    "IsNaN",
-    "LeakyRelu",
-    "Log",
-    "Mish",
-    "Neg",
-    "Not",
-    "Reciprocal",
-    "Relu",
-    "Round",
-    "Selu",
-    "Shrink",
-    "Sigmoid",
-    "Sign",
-    "Sin",
-    "Sinh",
-    "Softplus",
-    "Softsign",
-    "Sqrt",
-    "Swish",
-    "Tan",
-    "Tanh",
-    "ThresholdedRelu",
-    "com.microsoft:QuickGelu",
-    "com.microsoft:Gelu",
-]
+_ONE_INPUT = (
+    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil"),
+    *("Celu", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish"),
+    *("Identity", "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal"),
+    *("Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus"),
+    *("Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "com.microsoft:QuickGelu"),
+    *("com.microsoft:Gelu",),
+)
 
-_BROADCAST = [
-    "Add",
-    "And",
-    "BitShift",
-    "BitwiseAnd",
-    "BitwiseOr",
-    "BitwiseXor",
-    "Clip",
-    "Div",
-    "Equal",
-    "Greater",
-    "GreaterOrEqual",
-    "Less",
-    "LessOrEqual",
-    "Max",
-    "Mean",
-    "Min",
-    "Mod",
-    "Mul",
-    "Or",
-    "PRelu",
-    "Pow",
-    "Sub",
-    "Sum",
-    "Where",
-    "Xor",
-    "com.microsoft:BiasGelu",
-    "com.microsoft:FastGelu",
-]
+_BROADCAST = (
+    *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Clip", "Div"),
+    *("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min"),
+    *("Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor", "com.microsoft:BiasGelu"),
+    *("com.microsoft:FastGelu",),
+)
 
 
 @AXIS_RULES.register(*_BROADCAST, *_ONE_INPUT)
@@ -99,7 +36,8 @@ def elementwise(view: View) -> Iterator[Relation]:
         return
     rank = max(len(shape) for shape in shapes if shape is not None)
     for axis in range(rank):
-        ports, units = [], []
+        ports: list[Port] = []
+        units: list[Port] = []
         for slot, shape in zip(slots, shapes, strict=True):
             here = axis - rank + len(shape or ())
             if shape is None or here < 0:

@@ -26,7 +26,7 @@ def shape(view: View) -> Iterator[Relation]:
     for axis in range(rank):
         yield Unread(Port(0, axis))
     if view.node.op_type == "Shape":
-        first, last = view.int("start", 0), view.int("end", rank)
+        first, last = view.integer("start", 0), view.integer("end", rank)
         yield Fresh(Port(OUT, 0), len(range(rank)[first:last]))
 
 

@@ -35,7 +35,7 @@ def gather(view: View) -> Iterator[Relation]:
     rank, n_index = view.rank(0), view.rank(1)
     if rank is None or n_index is None:
         return
-    picked = view.int("axis", 0) % rank
+    picked = view.integer("axis", 0) % rank
     for axis in range(rank):
         if axis != picked:
             out = axis if axis < picked else axis + n_index - 1
@@ -102,7 +102,7 @@ def gather_elements(view: View) -> Iterator[Relation]:
     data, index = view.shape(0), view.shape(1)
     if data is None or index is None:
         return
-    picked = view.int("axis", 0) % len(data)
+    picked = view.integer("axis", 0) % len(data)
     for axis in range(len(data)):
         yield Same((Port(1, axis), Port(OUT, axis)))
         if axis == picked:
@@ -119,7 +119,7 @@ def gather_nd(view: View) -> Iterator[Relation]:
     data, index = view.shape(0), view.shape(1)
     if data is None or index is None or not isinstance(index[-1], int):
         return
-    batch, depth = view.int("batch_dims", 0), index[-1]
+    batch, depth = view.integer("batch_dims", 0), index[-1]
     for axis in range(batch):
         yield Same((Port(0, axis), Port(1, axis), Port(OUT, axis)))
     for axis in range(batch, batch + depth):
@@ -134,7 +134,7 @@ def gather_nd(view: View) -> Iterator[Relation]:
 def scatter_elements(view: View) -> Iterator[Relation]:
     """Written axis frozen; the others are carried by data and output."""
     rank = view.rank(0) or 0
-    written = view.int("axis", 0) % max(rank, 1)
+    written = view.integer("axis", 0) % max(rank, 1)
     data, index = view.shape(0) or (), view.shape(1) or ()
     for axis in range(rank):
         yield Same((Port(0, axis), Port(OUT, axis)))
@@ -169,7 +169,7 @@ def scatter_nd(view: View) -> Iterator[Relation]:
 def one_hot(view: View) -> Iterator[Relation]:
     """(I...) -> (I..., depth): the new axis stands for classes and is frozen."""
     rank = view.rank(0) or 0
-    new = view.int("axis", -1) % (rank + 1)
+    new = view.integer("axis", -1) % (rank + 1)
     for axis in range(rank):
         yield Same((Port(0, axis), Port(OUT, axis if axis < new else axis + 1)))
     yield Fresh(Port(OUT, new))

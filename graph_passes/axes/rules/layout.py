@@ -18,7 +18,7 @@ from secateur.graph_passes.axes.relations import (
     Same,
     Sum,
 )
-from secateur.graph_passes.axes.sizes import Size, at_most, divide, product
+from secateur.graph_passes.axes.sizes import Size, at_most, divide, product, static
 from secateur.graph_passes.axes.view import View
 
 _END = 2**31 - 1
@@ -48,7 +48,7 @@ def flatten(view: View) -> Iterator[Relation]:
     shape = view.shape(0)
     if shape is None:
         return
-    at = view.int("axis", 1)
+    at = view.integer("axis", 1)
     at += len(shape) if at < 0 else 0
     yield from _regroup(shape, (product(shape[:at]), product(shape[at:])))
 
@@ -62,7 +62,7 @@ def reshape_target(view: View) -> tuple[Size, ...] | None:
         return view.shape(OUT)
     sizes: list[Size | None] = []
     for axis, entry in enumerate(spelled):
-        if entry == 0 and not view.int("allowzero", 0):
+        if entry == 0 and not view.integer("allowzero", 0):
             sizes.append(shape[axis])
         else:
             sizes.append(None if entry == -1 else entry)
@@ -133,7 +133,7 @@ def squeeze(view: View) -> Iterator[Relation]:
     elif view.has(1):
         if spelled is None:
             return
-        listed = tuple(int(str(s)) for s in spelled)
+        listed = tuple(static(s) for s in spelled)
     if view.node.op_type == "Unsqueeze":
         total = rank + len(listed or ())
         added = {axis % total for axis in listed or ()}
@@ -179,7 +179,7 @@ def concat(view: View) -> Iterator[Relation]:
     rank = view.rank(0)
     if rank is None or any(view.rank(slot) != rank for slot in range(len(view))):
         return
-    joined = view.int("axis", 0) % rank
+    joined = view.integer("axis", 0) % rank
     for axis in range(rank):
         ports = tuple(Port(slot, axis) for slot in range(len(view)))
         if axis == joined:
@@ -194,7 +194,7 @@ def split(view: View) -> Iterator[Relation]:
     shape = view.shape(0)
     if shape is None:
         return
-    parted = view.int("axis", 0) % len(shape)
+    parted = view.integer("axis", 0) % len(shape)
     n = len(view.node.outputs)
     lengths = split_lengths(view, shape[parted])
     for axis in range(len(shape)):
@@ -268,7 +268,7 @@ def slice_bounds(view: View) -> dict[int, tuple[Size, Size, int]] | None:
         return None
     found: dict[int, tuple[Size, Size, int]] = {}
     for i, (start, stop, step) in enumerate(zip(starts, stops, steps, strict=True)):
-        axis = int(str(axes[i])) % len(shape) if axes is not None else i
+        axis = static(axes[i]) % len(shape) if axes is not None else i
         if step != 1:
             found[axis] = (start, stop, step if isinstance(step, int) else 0)
             continue
@@ -308,12 +308,10 @@ def pad(view: View) -> Iterator[Relation]:
     listed = view.ints(3) if view.has(3) else tuple(range(rank))
     if listed is None:
         return
-    around = {int(str(a)) % rank: i for i, a in enumerate(listed)}
+    around = {static(a) % rank: i for i, a in enumerate(listed)}
     for axis in range(rank):
         i = around.get(axis)
-        before, after = (
-            (0, 0) if i is None else (int(str(pads[i])), int(str(pads[i + len(listed)])))
-        )
+        before, after = (0, 0) if i is None else (static(pads[i]), int(str(pads[i + len(listed)])))
         if before == 0 and after == 0:
             yield Same((Port(0, axis), Port(OUT, axis)))
         elif min(before, after) < 0 or view.string("mode", "constant") != "constant":
@@ -342,7 +340,7 @@ def tile(view: View) -> Iterator[Relation]:
 @AXIS_RULES.register("DepthToSpace", "SpaceToDepth")
 def depth_to_space(view: View) -> Iterator[Relation]:
     """Channels are b*b blocks of C (DCR, SpaceToDepth) or C blocks of b*b (CRD)."""
-    shape, block = view.shape(0), view.int("blocksize", 1)
+    shape, block = view.shape(0), view.integer("blocksize", 1)
     if shape is None:
         return
     yield Same((Port(0, 0), Port(OUT, 0)))

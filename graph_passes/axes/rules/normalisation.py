@@ -25,7 +25,7 @@ def softmax(view: View) -> Iterator[Relation]:
     Before opset 13 all axes from ``axis`` on are normalised together.
     """
     rank = view.rank(0) or 0
-    axis = view.int("axis", -1 if view.opset >= 13 else 1) % max(rank, 1)
+    axis = view.integer("axis", -1 if view.opset >= 13 else 1) % max(rank, 1)
     for i in range(rank):
         folds = i == axis if view.opset >= 13 else i >= axis
         if folds:
@@ -37,7 +37,7 @@ def softmax(view: View) -> Iterator[Relation]:
 def layer_norm(view: View) -> Iterator[Relation]:
     """(..., D), scale (D), bias (D) -> (..., D): D folds without a neutral element."""
     rank = view.rank(0) or 0
-    first = view.int("axis", -1) % max(rank, 1)
+    first = view.integer("axis", -1) % max(rank, 1)
     for axis in range(rank):
         ports = [Port(0, axis)]
         for slot in (1, 2):
@@ -98,7 +98,7 @@ def group_norm(view: View) -> Iterator[Relation]:
 
     Scale and bias are per channel from opset 21 on, per group before.
     """
-    groups = view.int("num_groups", 1)
+    groups = view.integer("num_groups", 1)
     fixed = "the statistics of a group are taken over it"
     per_channel = view.opset >= 21
     if per_channel:
@@ -121,7 +121,7 @@ def lp_norm(view: View) -> Iterator[Relation]:
     """Every axis is carried; a norm over an axis has the neutral element 0, a mean none."""
     rank = view.rank(0) or 0
     if view.node.op_type == "LpNormalization":
-        axes, neutral = (view.int("axis", -1) % max(rank, 1),), 0.0
+        axes, neutral = (view.integer("axis", -1) % max(rank, 1),), 0.0
         for axis in axes:
             yield Fold((Port(0, axis),), neutral)
     else:

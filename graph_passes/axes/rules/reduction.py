@@ -16,6 +16,7 @@ from secateur.graph_passes.axes.relations import (
     Same,
     Unread,
 )
+from secateur.graph_passes.axes.sizes import static
 from secateur.graph_passes.axes.view import View
 
 NEUTRAL: dict[str, float | None] = {
@@ -39,7 +40,7 @@ def reduce(view: View) -> Iterator[Relation]:
     axes = _reduced(view)
     if rank is None or axes is None:
         return
-    keepdims, out = view.int("keepdims", 1), 0
+    keepdims, out = view.integer("keepdims", 1), 0
     neutral = NEUTRAL[view.node.op_type]
     for axis in range(rank):
         if axis in axes:
@@ -64,9 +65,9 @@ def _reduced(view: View) -> frozenset[int] | None:
         sizes = view.ints(1)
         if sizes is None or not all(isinstance(s, int) for s in sizes):
             return None
-        listed = tuple(int(str(s)) for s in sizes)
+        listed = tuple(static(s) for s in sizes)
     if not listed:
-        return frozenset() if view.int("noop_with_empty_axes", 0) else frozenset(range(rank))
+        return frozenset() if view.integer("noop_with_empty_axes", 0) else frozenset(range(rank))
     return frozenset(axis % rank for axis in listed)
 
 
@@ -74,12 +75,12 @@ def _reduced(view: View) -> frozenset[int] | None:
 def arg_reduce(view: View) -> Iterator[Relation]:
     """The searched axis is read by position and stays frozen; the others are carried."""
     rank = view.rank(0) or 0
-    searched = view.int("axis", 0) % max(rank, 1)
+    searched = view.integer("axis", 0) % max(rank, 1)
     out = 0
     for axis in range(rank):
         if axis == searched:
             yield Frozen(Port(0, axis), "the position of an extreme is read")
-            if not view.int("keepdims", 1):
+            if not view.integer("keepdims", 1):
                 continue
             yield Fresh(Port(OUT, out), 1)
         else:
@@ -106,7 +107,7 @@ def cumulative_sum(view: View) -> Iterator[Relation]:
 def top_k(view: View) -> Iterator[Relation]:
     """The searched axis is read by position and stays frozen; the others are carried."""
     rank = view.rank(0) or 0
-    searched = view.int("axis", -1) % max(rank, 1)
+    searched = view.integer("axis", -1) % max(rank, 1)
     for axis in range(rank):
         if axis != searched:
             yield Same((Port(0, axis), Port(OUT, axis), Port(~1, axis)))
