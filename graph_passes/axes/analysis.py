@@ -65,8 +65,8 @@ class _Walk:
         self._axes = AxisMap(self._solver)
         self._node: ir.Node | None = None
         self._name = ""
+        self._inputs: list[list[Expr] | None] = []
         self._outputs: list[list[Expr | None]] = []
-        self._view: View | None = None
 
     def run(self) -> AxisMap:
         for value in self._graph.inputs:
@@ -99,52 +99,53 @@ class _Walk:
 
     def _visit(self, node: ir.Node) -> None:
         self._node, self._name = node, node_name(node)
-        self._enter_constants(node)
-        self._view = View(node, self._axes, self._opset)
-        rule = AXIS_RULES.get(op_key(node)) if op_key(node) in AXIS_RULES else None
-        relations: Iterable[Relation] = ()
+        self._enter_inputs(node)
+        key = op_key(node)
+        rule = AXIS_RULES[key] if key in AXIS_RULES else None
+        relations: tuple[Relation, ...] = ()
         if rule is not None and _has_no_subgraph(node):
-            relations = tuple(rule(self._view))
+            relations = tuple(rule(View(node, self._axes, self._inputs, self._opset)))
         else:
-            self._freeze_inputs(f"no axis rule for the op {op_key(node)}")
-        self._outputs = [self._blank(i, relations) for i in range(len(node.outputs))]
+            self._freeze_inputs(f"no axis rule for the op {key}")
+        mentioned = set(_ports(relations))
+        self._outputs = [self._blank(i, mentioned) for i in range(len(node.outputs))]
         for relation in relations:
             self._execute(relation)
-        self._close_inputs(relations)
+        self._close_inputs(mentioned)
         self._close_outputs(rule is not None)
         track(node, self._axes)
         for entry in data_sources(node, self._axes):
             for source in entry.sources:
                 self._solver.freeze(source, Reason("its size is read as data", self._name))
 
-    def _enter_constants(self, node: ir.Node) -> None:
+    def _enter_inputs(self, node: ir.Node) -> None:
+        """Collect the axes of the inputs; each use of a constant gets axes of its own."""
+        self._inputs = []
         for slot, value in enumerate(node.inputs):
-            if value is None:
-                continue
-            tensor = constant_tensor(value)
-            if tensor is None:
+            tensor = None if value is None else constant_tensor(value)
+            if value is None or tensor is None:
+                self._inputs.append(self._axes.raw(node, slot))
                 continue
             if self._axes.entries(value) is None:
                 track_constant(value, self._axes)
             label = value.name or ""
             exprs = [self._solver.fresh(dim, label) for dim in tensor.shape.numpy()]
             self._axes.set_use(node, slot, exprs)
+            self._inputs.append(exprs)
 
-    def _blank(self, output: int, relations: Iterable[Relation]) -> list[Expr | None]:
+    def _blank(self, output: int, mentioned: set[Port]) -> list[Expr | None]:
         """Output axes before any relation: as many as declared, or as the relations name."""
         assert self._node is not None
         value = self._node.outputs[output]
         if value.shape is not None:
             return [None] * len(value.shape)
-        named = [port.axis for port in _ports(relations) if port.slot == ~output]
+        named = [port.axis for port in mentioned if port.slot == ~output]
         return [None] * (max(named) + 1 if named else 0)
 
-    def _close_inputs(self, relations: Iterable[Relation]) -> None:
+    def _close_inputs(self, mentioned: set[Port]) -> None:
         """Freeze input axes that the rule did not mention."""
         assert self._node is not None
-        mentioned = set(_ports(relations))
-        for slot in range(len(self._node.inputs)):
-            exprs = self._axes.raw(self._node, slot)
+        for slot, exprs in enumerate(self._inputs):
             for axis, expr in enumerate(exprs or ()):
                 if expr and (slot, axis) not in mentioned:
                     text = f"{op_key(self._node)} says nothing about axis {axis} of input {slot}"
@@ -181,8 +182,8 @@ class _Walk:
     def _freeze_inputs(self, text: str) -> None:
         assert self._node is not None
         reason = Reason(text, self._name)
-        for slot in range(len(self._node.inputs)):
-            for expr in self._axes.raw(self._node, slot) or ():
+        for exprs in self._inputs:
+            for expr in exprs or ():
                 self._solver.freeze(expr, reason)
         for value in _captured(self._node):
             self._freeze_value(value, reason)
@@ -190,17 +191,18 @@ class _Walk:
     # --- executing relations ---------------------------------------------------------
 
     def _get(self, port: Port) -> Expr | None:
-        assert self._node is not None
-        if port.slot < 0:
-            return self._outputs[~port.slot][port.axis]
-        exprs = self._axes.raw(self._node, port.slot)
-        return None if exprs is None else exprs[port.axis]
+        slot, axis = port
+        if slot < 0:
+            return self._outputs[~slot][axis]
+        exprs = self._inputs[slot]
+        return None if exprs is None else exprs[axis]
 
     def _put(self, port: Port, expr: Expr) -> None:
         """Make the port's axis ``expr``."""
         present = self._get(port)
         if present is None:
-            self._outputs[~port.slot][port.axis] = expr
+            if port.slot < 0:  # else an input of unknown rank
+                self._outputs[~port.slot][port.axis] = expr
         else:
             self._solver.unify(present, expr, self._name)
 
@@ -237,11 +239,19 @@ class _Walk:
         self._axes.folds.append(FoldUse(self._node, relation.ports, relation.neutral))
 
     def _same(self, ports: tuple[Port, ...]) -> None:
-        base = next((e for e in map(self._get, ports) if e is not None), None)
-        if base is None:
-            base = self._fresh(ports[0], None)
-        for port in ports:
-            self._put(port, base)
+        base: Expr | None = None
+        for port in ports:  # inputs come before outputs in every rule
+            present = self._get(port)
+            if present is None:
+                if port.slot >= 0:
+                    continue  # an input of unknown rank
+                if base is None:
+                    base = self._fresh(port, None)
+                self._outputs[~port.slot][port.axis] = base
+            elif base is None:
+                base = present
+            elif present is not base:
+                self._solver.unify(base, present, self._name)
 
     def _known(self, port: Port) -> Expr:
         expr = self._get(port)

@@ -110,6 +110,8 @@ def resolve(expr: Expr) -> Expr:
 
 def size(expr: Expr) -> Size:
     """Number of positions of the axis."""
+    if len(expr) == 1 and type(expr[0]) is Atom:
+        return expr[0].size
     total: Size = 1
     for factor in expr:
         total = total * factor_size(factor)

@@ -20,8 +20,6 @@ from secateur.graph_passes.axes.rules.layout import slice_bounds, split_lengths
 from secateur.graph_passes.axes.sizes import static
 from secateur.graph_passes.axes.view import View
 
-_ANY_OPSET = 20
-
 
 @REWRITES.register("Reshape", "Expand", "ConstantOfShape")
 def target(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
@@ -109,7 +107,7 @@ def _concat_entries(node: ir.Node, slot: int, old: ir.Value, entries: list[int |
 def bounds(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     """Starts and stops count the kept positions before them."""
     exprs = axes.at(node, 0)
-    found = slice_bounds(View(node, axes, _ANY_OPSET))
+    found = slice_bounds(View.of(node, axes))
     touched = [axis for axis, expr in enumerate(exprs) if _touched(expr, keep)]
     if found is None or not any(axis in found for axis in touched):
         return
@@ -142,7 +140,7 @@ def lengths(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     axis = node.attributes.get_int("axis", 0) % len(exprs)
     if not _touched(exprs[axis], keep):
         return
-    if split_lengths(View(node, axes, _ANY_OPSET), size(exprs[axis])) is None:
+    if split_lengths(View.of(node, axes), size(exprs[axis])) is None:
         raise PreconditionError("a Split with computed lengths is cut", where=node_name(node))
     new = [len(indices(axes.at(node, ~i)[axis], keep)) for i in range(len(node.outputs))]
     if "split" in node.attributes:

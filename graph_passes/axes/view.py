@@ -8,19 +8,28 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.graph_passes.axes.axis_map import AxisMap, constant
-from secateur.graph_passes.axes.expression import resolve, size
+from secateur.graph_passes.axes.expression import Expr, resolve, size
 from secateur.graph_passes.axes.sizes import Polynomial, Size
 
 
 class View:
     """One node for the eyes of its rule; output axes are known only by declared shape."""
 
-    __slots__ = ("_axes", "node", "opset")
+    __slots__ = ("_axes", "_inputs", "_shapes", "node", "opset")
 
-    def __init__(self, node: ir.Node, axes: AxisMap, opset: int) -> None:
+    def __init__(
+        self, node: ir.Node, axes: AxisMap, inputs: Sequence[list[Expr] | None], opset: int
+    ) -> None:
         self.node = node
         self.opset = opset
         self._axes = axes
+        self._inputs = inputs
+        self._shapes: dict[int, tuple[Size, ...] | None] = {}
+
+    @classmethod
+    def of(cls, node: ir.Node, axes: AxisMap, opset: int = 20) -> View:
+        """Return the view of a node of an analysed graph."""
+        return cls(node, axes, [axes.raw(node, i) for i in range(len(node.inputs))], opset)
 
     def __len__(self) -> int:
         return len(self.node.inputs)
@@ -31,17 +40,18 @@ class View:
 
     def rank(self, slot: int) -> int | None:
         """Return the rank of an input, None where it is unknown or absent."""
-        exprs = self._axes.raw(self.node, slot)
+        exprs = self._inputs[slot] if slot < len(self._inputs) else None
         return None if exprs is None else len(exprs)
 
     def shape(self, slot: int) -> tuple[Size, ...] | None:
         """Return the sizes of an input, or the declared ones of output ``~slot``."""
         if slot < 0:
             return declared_shape(self.node.outputs[~slot])
-        exprs = self._axes.raw(self.node, slot)
-        if exprs is None:
-            return None
-        return tuple(size(resolve(expr)) for expr in exprs)
+        if slot not in self._shapes:
+            exprs = self._inputs[slot] if slot < len(self._inputs) else None
+            found = None if exprs is None else tuple([size(resolve(expr)) for expr in exprs])
+            self._shapes[slot] = found
+        return self._shapes[slot]
 
     def constant(self, slot: int) -> np.ndarray | None:
         """Return the array of a constant input, None where it is computed or absent."""
