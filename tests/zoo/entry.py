@@ -12,6 +12,7 @@ import onnx_ir as ir
 from catalogue import Zoo
 from children import Report
 from expected_heads import count_heads
+from named_arguments import with_named_arguments
 
 TOLERANCE = 1e-4
 LEAST_SHARE_OF_HEADS = 0.25
@@ -27,7 +28,7 @@ class Entries:
 
     def run(self, name: str, report: Report) -> None:
         """Report the facts of one entry as they become known."""
-        from trial import cut_in_half, export_error, facts_of, largest_error
+        from trial import compare, cut_in_half, export_error, facts_of
 
         net, inputs = self.zoo.build(name)
         example = {key: value.numpy() for key, value in inputs.items()}
@@ -40,8 +41,8 @@ class Entries:
             report({"exported": True, "export_error": export_error(model, example, wanted, folder)})
             cut, seconds = cut_in_half(model, self.seed)
             report({"pruning_seconds": round(seconds, 4), **facts_of(cut)})
-            error = largest_error(cut, example, folder, self.seed)
-        report({"max_rel_error": error, "exact": bool(error <= TOLERANCE)})
+            found = compare(cut, example, folder, self.seed)
+        report({**found, "exact": bool(found["max_rel_error"] <= TOLERANCE)})
 
 
 def _exported(path: Path, net: Any, inputs: dict[str, Any]) -> ir.Model:
@@ -51,7 +52,7 @@ def _exported(path: Path, net: Any, inputs: dict[str, Any]) -> ir.Model:
 
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(from_torch(net, inputs, {}), path)
+        save(from_torch(with_named_arguments(net, list(inputs)), inputs, {}), path)
     return from_onnx(path)
 
 
@@ -67,6 +68,8 @@ def verdict(facts: dict[str, Any]) -> str:
         return "nothing was removed"
     if not np.isfinite(facts["max_rel_error"]) or not facts["exact"]:
         return f"differs from the masked model by {facts['max_rel_error']:.1e}"
+    if facts["effect"] == 0:
+        return "the masked model computes what the whole one computes"
     return _too_few_heads(facts)
 
 

@@ -55,7 +55,7 @@ def _attention_modules(net: Any) -> list[tuple[Any, int]]:
     chosen = {
         name: (module, heads)
         for name, (module, heads) in named.items()
-        if heads and _is_attention(module)
+        if heads and _is_attention(name, module)
     }
     return [
         entry
@@ -64,9 +64,9 @@ def _attention_modules(net: Any) -> list[tuple[Any, int]]:
     ]
 
 
-def _is_attention(module: Any) -> bool:
-    kind = type(module).__name__.lower()
-    return any(word in kind for word in _CALLED_ATTENTION)
+def _is_attention(name: str, module: Any) -> bool:
+    called = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
+    return any(word in called for word in _CALLED_ATTENTION)
 
 
 def _heads(module: Any) -> int:

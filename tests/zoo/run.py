@@ -112,8 +112,9 @@ def _import_what_every_child_needs() -> None:
     """Import once, before the forks, what takes seconds to import."""
     import onnxruntime
     import onnxscript
-    import secateur.export.torch_export
     import torch
+
+    import secateur.export.torch_export
 
     del onnxruntime, onnxscript, secateur
     torch.set_num_threads(1)

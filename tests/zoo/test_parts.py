@@ -124,6 +124,7 @@ _GOOD = {
     "parameters_left": 0.6,
     "exact": True,
     "max_rel_error": 1e-6,
+    "effect": 0.3,
 }
 
 
@@ -142,6 +143,7 @@ def test_a_model_cut_exactly_passes():
         ({"parameters_left": 1.0}, "nothing was removed"),
         ({"exact": False, "max_rel_error": 0.2}, "differs from the masked model by 2.0e-01"),
         ({"max_rel_error": float("nan")}, "differs from the masked model"),
+        ({"effect": 0.0}, "the masked model computes what the whole one computes"),
         ({"heads_removed": 1}, "removed 1 of 8 heads"),
     ],
 )
