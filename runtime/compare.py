@@ -187,20 +187,36 @@ def _score_error(score: Array, reference: SelectionReference) -> float:
 def _flips(index: Array, reference: SelectionReference) -> tuple[int, float, list[int]]:
     """Number of flips, largest margin across one, and the samples whose counts differ."""
     flips, worst, uneven = 0, 0.0, []
-    score = np.where(reference.valid, _as_float(reference.score), -np.inf)
-    for sample, wanted in enumerate(reference.index):
-        kept = index[sample] if sample < len(index) else np.empty(0, np.int64)
-        got_set, wanted_set = _kept_set(kept), _kept_set(wanted)
-        gained = sorted(got_set - wanted_set)
-        lost = sorted(wanted_set - got_set)
-        if len(gained) != len(lost) or len(kept[kept >= 0]) != len(wanted[wanted >= 0]):
+    for sample, (kept, score) in enumerate(zip(reference.index, _ranks(reference), strict=True)):
+        wanted = kept[kept >= 0]
+        got = _filled(index[sample], len(wanted), len(score)) if sample < len(index) else kept[:0]
+        gained = np.setdiff1d(got, wanted)
+        lost = np.setdiff1d(wanted, got)
+        if len(got) != len(wanted) or len(gained) != len(lost):
             uneven.append(sample)
-        if gained and gained[-1] >= score.shape[1]:
-            worst = float("inf")
-            gained = [token for token in gained if token < score.shape[1]]
+        if (gained >= len(score)).any():
+            worst, gained = float("inf"), gained[gained < len(score)]
         flips += len(gained) + len(lost)
-        worst = max(worst, _margin(score[sample, lost], score[sample, gained]))
+        worst = max(worst, _margin(score[lost], score[gained]))
     return flips, worst, uneven
+
+
+def _ranks(reference: SelectionReference) -> Array:
+    """(B, N) scores, with +inf on tokens kept whatever their score and -inf on padding."""
+    kept = np.zeros(reference.valid.shape, bool)
+    for sample, row in enumerate(reference.index):
+        kept[sample, row[row >= 0]] = True
+    outside = np.where(kept, np.inf, -np.inf)
+    ranks: Array = np.where(reference.valid, _as_float(reference.score), outside)
+    return ranks
+
+
+def _filled(row: Array, count: int, n_tokens: int) -> Array:
+    """The slots of a row that hold a token: empty ones are -1, or repeat the last position."""
+    row = row[row >= 0]
+    if len(row) > count and (row[count:] == n_tokens - 1).all():
+        return row[:count]
+    return row
 
 
 def _margin(lost: Array, gained: Array) -> float:
@@ -209,10 +225,6 @@ def _margin(lost: Array, gained: Array) -> float:
         return 0.0
     left, right = np.broadcast_arrays(lost[:, None], gained[None, :])
     return float(_difference(left, right).max())
-
-
-def _kept_set(index: Array) -> set[int]:
-    return {int(position) for position in index if position >= 0}
 
 
 def _difference(got: Array, wanted: Array) -> Array:

@@ -198,3 +198,22 @@ def test_nan_scores_fail() -> None:
     score[0, 3] = np.nan
     result = compare_selection("s", score, reference.index, reference=reference, bound=1e-5)
     assert not result.passed
+
+
+def test_empty_slots_may_be_minus_one_or_repeat_the_last_position() -> None:
+    reference = SelectionReference(
+        np.array([SCORE, SCORE]), np.array([[0, 1, 2], [0, 1, -1]]), np.ones((2, 4), bool)
+    )
+    for empty in (-1, 3):
+        index = np.array([[0, 1, 2], [0, 1, empty]])
+        result = compare_selection("s", reference.score, index, reference=reference, bound=1e-5)
+        assert result.passed, empty
+
+
+def test_protected_tokens_may_be_marked_by_validity_and_must_stay() -> None:
+    score = np.array([[1.0, 3.0, 1.0]])
+    reference = SelectionReference(score, np.array([[0, 1]]), np.array([[False, True, True]]))
+    kept = compare_selection("s", score, np.array([[0, 1]]), reference=reference, bound=1e-5)
+    lost = compare_selection("s", score, np.array([[1, 2]]), reference=reference, bound=1e-5)
+    assert kept.passed
+    assert not lost.passed

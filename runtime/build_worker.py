@@ -1,0 +1,67 @@
+"""The child process of a build: ``python -m secateur.runtime.build_worker REQUEST.json``.
+
+Reads the request, writes ``engine`` and ``record.json`` beside it, or ``error.json``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import sys
+from pathlib import Path
+
+from secateur import errors
+from secateur.errors import SecateurError
+from secateur.runtime.backend import EngineSpec
+from secateur.runtime.tensorrt_build import build_engine
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(request_path: Path) -> int:
+    """Build what the request says; 0, or 1 with the error in ``error.json``."""
+    _die_with_parent()
+    folder = request_path.parent
+    request = json.loads(request_path.read_text(encoding="utf-8"))
+    try:
+        built = build_engine(
+            request["backend"], Path(request["onnx"]), EngineSpec.from_json(request["spec"])
+        )
+    except SecateurError as error:
+        (folder / "error.json").write_text(json.dumps(error_to_json(error)), encoding="utf-8")
+        return 1
+    (folder / "engine").write_bytes(built.engine)
+    (folder / "record.json").write_text(json.dumps(dict(built.record)), encoding="utf-8")
+    return 0
+
+
+def error_to_json(error: SecateurError) -> dict[str, str]:
+    """The parts of an error, to be raised again in the parent."""
+    return {
+        "type": type(error).__name__,
+        "what": error.what,
+        "where": error.where,
+        "got": error.got,
+        "wanted": error.wanted,
+        "next_step": error.next_step,
+    }
+
+
+def error_from_json(record: dict[str, str]) -> SecateurError:
+    """The error that ``error_to_json`` wrote."""
+    kind: type[SecateurError] = getattr(errors, record.pop("type"))
+    return kind(record.pop("what"), **record)
+
+
+def _die_with_parent() -> None:
+    """A killed build must not leave a builder running (Linux only; elsewhere it finishes)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
+
+
+__all__ = ["error_from_json", "error_to_json", "main"]

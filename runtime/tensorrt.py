@@ -1,0 +1,117 @@
+"""TensorRT-RTX: engines built ahead of time, also without a GPU, and run on one."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import BuildError
+from secateur.runtime.backend import BACKENDS, Built, Engine, EngineSpec, Run
+from secateur.runtime.build_worker import error_from_json
+from secateur.runtime.checks import check_build
+from secateur.runtime.onnx_outline import read_outline
+from secateur.runtime.sites import sites_from_metadata
+from secateur.runtime.targets import Target
+from secateur.runtime.versions import installed_version
+
+_LOG_TAIL_BYTES = 2000
+
+
+@BACKENDS.register("rtx")
+@dataclass(frozen=True, slots=True)
+class TensorRtRtx:
+    """Builds in a child process, because the builder can crash and take its process along."""
+
+    def build(self, onnx_path: Path, spec: EngineSpec) -> bytes:
+        """The engine alone; see ``build_with_record``."""
+        return self.build_with_record(onnx_path, spec).engine
+
+    def build_with_record(self, onnx_path: Path, spec: EngineSpec) -> Built:
+        """The engine and its side-car.
+
+        Raises BadInputError for what is wrong before a build (files, profiles, K), BuildError
+        when the parser or builder refuses, crashes or takes longer than ``spec.timeout_s``,
+        MissingDependencyError when the library is not there.
+        """
+        outline = read_outline(onnx_path)
+        sites = sites_from_metadata(outline.metadata)
+        check_build(outline, sites, spec, Target("rtx", spec.compute_capabilities))
+        installed_version("rtx")
+        return build_in_child("rtx", onnx_path, spec)
+
+    @contextmanager
+    def session(self, engine: Engine) -> Generator[Run]:
+        """Yield ``run(arrays) -> outputs by name``, on the CUDA device of this machine.
+
+        Raises MissingDependencyError when there is no device, BadInputError when the engine
+        is for another version or GPU.
+        """
+        from secateur.runtime.tensorrt_session import open_engine
+
+        content = engine.read_bytes() if isinstance(engine, Path) else engine
+        with open_engine("rtx", content) as run:
+            yield run
+
+
+def build_in_child(backend: str, onnx_path: Path, spec: EngineSpec) -> Built:
+    """Run ``build_worker`` and bring back its engine, or its error as if raised here."""
+    with tempfile.TemporaryDirectory(prefix="secateur-build-") as name:
+        folder = Path(name)
+        request = {"backend": backend, "onnx": str(onnx_path.resolve()), "spec": spec.to_json()}
+        (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        code = _run_worker(folder, spec.timeout_s)
+        if code == 0:
+            record: dict[str, Any] = json.loads((folder / "record.json").read_text())
+            return Built((folder / "engine").read_bytes(), record)
+        if (folder / "error.json").is_file():
+            raise error_from_json(json.loads((folder / "error.json").read_text()))
+        raise BuildError(
+            f"the builder died: {_cause_of_death(code)}",
+            where=str(onnx_path),
+            got=_log_tail(folder / "log"),
+            next_step="if it was out of memory, free some; else find the part of the model that "
+            "does it: build it without its last layers, and report it to NVIDIA",
+        )
+
+
+def _run_worker(folder: Path, timeout_s: float) -> int:
+    # -P: a folder of the caller that is named like a package must not be imported.
+    command = [sys.executable, "-P", "-m", "secateur.runtime.build_worker"]
+    with (folder / "log").open("wb") as log:
+        try:
+            return subprocess.run(
+                [*command, str(folder / "request.json")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                timeout=timeout_s,
+                check=False,
+            ).returncode
+        except subprocess.TimeoutExpired as error:
+            raise BuildError(
+                f"the build took longer than {timeout_s:g} s and was stopped",
+                got=_log_tail(folder / "log"),
+                next_step="raise timeout_s, narrow the profile, or build on a faster machine",
+            ) from error
+
+
+def _cause_of_death(code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit status {code}"
+
+
+def _log_tail(log: Path) -> str:
+    text = log.read_bytes()[-_LOG_TAIL_BYTES:].decode("utf-8", errors="replace").strip()
+    return text or "nothing in its log"
+
+
+__all__ = ["TensorRtRtx", "build_in_child"]
