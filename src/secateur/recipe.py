@@ -161,16 +161,16 @@ class Profile(_Strict):
 class Parity(_Strict):
     """How equal is equal; every bound is fixed before anything is compared."""
 
-    removal: Annotated[float, Field(gt=0)] = 1e-5
-    """Removed graph against the masked dense one: max|a-b| / max|b|."""
-    score: Annotated[float, Field(gt=0)] = 1e-5
-    """Scores of a site: max|a-b| / max|b|; a flip is allowed below twice this."""
-    value: Annotated[float, Field(gt=0)] = 1e-4
-    """Outputs on equal tokens: max|a-b| / max|b|."""
+    precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
+    """Which row of the table of tolerances holds for scores, flips and values."""
     task: Literal["embedding", "top1", "none"] = "none"
     """What the deployed model is compared with the dense one by, on the user's data."""
-    samples: Positive = 16
+    output: str = ""
+    """Output that the task reads; empty takes the first one."""
+    samples: Positive = 48
     """How many of the user's samples the engines are compared on, in ragged batches."""
+    batch: Positive = 8
+    """Samples in a batch of the comparison."""
 
 
 class Bench(_Strict):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,24 +27,24 @@ class Method:
 def list_methods() -> dict[str, list[Method]]:
     """Every method by kind: importance, selector, target."""
     return {
-        "importance": [_method(name, entry) for name, entry in criteria().items()],
-        "selector": [_method(name, entry) for name, entry in selectors().items()],
+        "importance": _criteria(),
+        "selector": _selectors(),
         "target": [Method(name, text, "") for name, text in _targets().items()],
     }
 
 
-def criteria() -> Mapping[str, Any]:
-    """The registry of importance criteria."""
-    from secateur.calibration.importance import CRITERIA
+def check_criterion(name: str) -> None:
+    """Raise BadInputError unless the name is a criterion's or ``pkg.module:function``."""
+    from secateur.calibration.importance import resolve_criterion
 
-    return CRITERIA
+    resolve_criterion(name)
 
 
-def selectors() -> Mapping[str, Any]:
-    """The registry of token selectors."""
-    from secateur.models.selectors import SELECTORS
+def check_selector(name: str) -> None:
+    """Raise BadInputError unless the name is a selector's or ``pkg.module:function``."""
+    from secateur.models.selectors import resolve_selector
 
-    return SELECTORS
+    resolve_selector(name)
 
 
 def _targets() -> dict[str, str]:
@@ -58,14 +56,29 @@ def _targets() -> dict[str, str]:
     }
 
 
-def _method(name: str, entry: object) -> Method:
-    module = inspect.getmodule(entry if inspect.isroutine(entry) else type(entry))
-    text = inspect.getdoc(entry) or ""
-    documented = inspect.getdoc(module) or ""
-    source = next(
-        (line for line in documented.splitlines() if line.startswith("Source:")), "Source: "
-    )
-    return Method(name, text.split("\n")[0], source.removeprefix("Source:").strip())
+def _criteria() -> list[Method]:
+    from secateur.calibration.importance import CRITERIA
+
+    return [Method(name, _first_line(entry), _source(entry)) for name, entry in CRITERIA.items()]
 
 
-__all__ = ["Method", "criteria", "list_methods", "selectors"]
+def _selectors() -> list[Method]:
+    from secateur.models.selectors import SELECTORS
+
+    return [Method(s.name, _first_line(s.score), s.source) for s in SELECTORS.values()]
+
+
+def _source(entry: object) -> str:
+    """What the entry's module cites after ``Source:``, on one line."""
+    text = inspect.getdoc(inspect.getmodule(entry)) or ""
+    paragraph = text.partition("Source:")[2].split("\n\n")[0]
+    return " ".join(paragraph.split())
+
+
+def _first_line(entry: object) -> str:
+    """What the entry's module says it is for, else its own first line."""
+    text = inspect.getdoc(inspect.getmodule(entry)) or inspect.getdoc(entry) or ""
+    return text.split("\n")[0]
+
+
+__all__ = ["Method", "check_criterion", "check_selector", "list_methods"]

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from secateur.errors import BadInputError, SecateurError
-from secateur.recipe import Data, ModelSource, Recipe, json_schema
+from secateur.recipe import Data, ModelSource, Recipe, Removal, json_schema
 
 KeyPath = tuple[str | int, ...]
 
@@ -50,6 +50,25 @@ def load_recipe(path: Path) -> Recipe:
     if mistakes := list(_missing_files(resolved)):
         raise _error(path, root, mistakes)
     return resolved
+
+
+def removal_from(**values: object) -> Removal:
+    """A removal from the options of a command, checked as a recipe's.
+
+    Raises:
+        BadInputError: a ratio outside (0, 1), an unknown criterion, and so on.
+    """
+    from secateur.workflow.methods import check_criterion
+
+    try:
+        removal = Removal.model_validate(values)
+    except ValidationError as error:
+        mistake = _mistake(error.errors(include_url=False)[0])
+        raise BadInputError(
+            mistake.what, where=f"--{_spell(mistake.where).replace('_', '-')}", got=mistake.got
+        ) from None
+    check_criterion(removal.importance)
+    return removal
 
 
 def _read(path: Path) -> str:
@@ -175,16 +194,16 @@ def _valid_keys(where: KeyPath) -> list[str]:
 def _unknown_names(recipe: Recipe) -> Iterator[Mistake]:
     """Names that must be in a registry: criteria, selectors, targets."""
     from secateur.runtime.targets import parse_target
-    from secateur.workflow.methods import criteria, selectors
+    from secateur.workflow.methods import check_criterion, check_selector
 
     looked_up: list[tuple[KeyPath, Callable[[str], object], str]] = [
         *((("targets", i), parse_target, target) for i, target in enumerate(recipe.targets)),
         *(
-            (("remove", i, "importance"), criteria().__getitem__, removal.importance)
+            (("remove", i, "importance"), check_criterion, removal.importance)
             for i, removal in enumerate(recipe.remove)
         ),
         *(
-            (("select", i, "by"), selectors().__getitem__, selection.by)
+            (("select", i, "by"), check_selector, selection.by)
             for i, selection in enumerate(recipe.select)
         ),
     ]
@@ -277,4 +296,4 @@ def _summary(mistake: Mistake) -> str:
     return f"{mistake.what}" + (f" (got {mistake.got})" if mistake.got else "") + hint
 
 
-__all__ = ["Mistake", "load_recipe"]
+__all__ = ["Mistake", "load_recipe", "removal_from"]

@@ -1,0 +1,263 @@
+"""Commands about graphs: export, analyse, prune, select."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from secateur.commands.console import Steps, print_json, print_line, print_table
+
+
+def export(model: str, output: Path, /, *, opset: int = 20, json: bool = False) -> None:
+    """Write a model as ONNX, its numbers compared with PyTorch at two other shapes.
+
+    Parameters
+    ----------
+    model
+        A folder or hub name (safetensors), package:NAME/PATH, pkg.module:function, or .onnx.
+    output
+        The .onnx file to write.
+    opset
+        ONNX opset to export with.
+    json
+        Print a JSON document instead of text.
+    """
+    from secateur.export.onnx_file import save
+    from secateur.workflow.sources import load_model
+
+    steps = Steps(quiet=json)
+    with steps.step(f"export {model}"):
+        loaded = load_model(model, opset=opset)
+    files = [str(file) for file in save(loaded.graph, output)]
+    names = [str(value.name) for value in loaded.graph.graph.inputs]
+    if json:
+        print_json({"files": files, "inputs": names, "nodes": loaded.graph.graph.num_nodes()})
+    else:
+        nodes = loaded.graph.graph.num_nodes()
+        print_line(f"wrote {', '.join(files)}: {nodes} nodes, inputs {', '.join(names)}")
+
+
+def analyse(
+    model: str,
+    /,
+    *,
+    why_not: str = "",
+    tokens: int = 128,
+    weights: bool = False,
+    json: bool = False,
+) -> None:
+    """List the groups of a model: what can be removed, and what cannot and why.
+
+    Parameters
+    ----------
+    model
+        A folder or hub name, package:NAME/PATH, pkg.module:function, or an .onnx file.
+    why_not
+        Explain TENSOR or TENSOR[axis]: what the axis consists of, and why it may not be cut.
+    tokens
+        Size of every dynamic dimension but the batch (which is 1) when FLOPs are counted.
+    weights
+        Also list every weight that each group touches.
+    json
+        Print a JSON document instead of tables.
+    """
+    from secateur.graph_passes.groups import analyse as find_groups
+    from secateur.workflow.counting import flops_by_node
+    from secateur.workflow.overview import group_records
+    from secateur.workflow.overview import why_not as explain
+    from secateur.workflow.sources import load_model
+
+    steps = Steps(quiet=json)
+    with steps.step(f"open {model}"):
+        graph = load_model(model).graph
+    found = find_groups(graph)
+    if why_not:
+        _print_answers(explain(found, why_not), json=json)
+        return
+    with steps.step("count FLOPs"):
+        flops = flops_by_node(found.model, tokens=tokens)
+    records = group_records(found, flops)
+    if json:
+        print_json({"tokens": tokens, "flops": sum(flops.values()), "groups": records})
+        return
+    _print_groups(records, weights=weights)
+
+
+def _print_groups(records: list[dict[str, Any]], *, weights: bool) -> None:
+    from secateur.workflow.report import spell_count
+
+    def row(r: dict[str, Any]) -> tuple[object, ...]:
+        figures = (spell_count(r["parameters"]), spell_count(r["flops"]), len(r["weights"]))
+        return (r["group"], r["size"], *figures)
+
+    columns = ("group", "size>", "parameters>", "FLOPs>", "weights>")
+    print_table("can be removed", columns, [row(r) for r in records if r["removable"]])
+    if weights:
+        lines = [
+            (r["group"], w["name"], w["axis"], w["shape"]) for r in records for w in r["weights"]
+        ]
+        print_table("weights", ("group", "weight", "axis>", "shape"), lines)
+    frozen = [
+        (r["group"], r["size"], reason["text"], reason["node"])
+        for r in records
+        if not r["removable"]
+        for reason in r["reasons"] or [{"text": _inexact(r), "node": ""}]
+    ]
+    print_table("left alone, and why", ("group", "size>", "reason", "node"), frozen)
+
+
+def _inexact(record: dict[str, Any]) -> str:
+    if record["weights"]:
+        return "a norm or a mean is taken over it, so a cut is not exact"
+    return "it exists at run time only"
+
+
+def _print_answers(answers: list[dict[str, Any]], *, json: bool) -> None:
+    if json:
+        print_json(answers)
+        return
+    rows = [
+        (a["axis"], g["group"], g["size"], "yes" if g["removable"] else "no", r["text"], r["node"])
+        for a in answers
+        for g in a["groups"]
+        or [{"group": "size 1", "size": "1", "removable": False, "reasons": []}]
+        for r in g["reasons"] or [{"text": "", "node": ""}]
+    ]
+    columns = ("axis", "is made of", "size>", "removable", "why not", "node")
+    print_table("why not", columns, rows)
+
+
+def prune(
+    model: str,
+    output: Path,
+    /,
+    *,
+    what: Literal["heads", "ffn"] = "heads",
+    ratio: float = 0.25,
+    importance: str = "l2",
+    scope: Literal["local", "global"] = "local",
+    round_to: int = 1,
+    plan: Path | None = None,
+    plan_only: bool = False,
+    json: bool = False,
+) -> None:
+    """Remove heads or FFN channels, prove the result, and write model and plan.
+
+    Parameters
+    ----------
+    model
+        A folder or hub name, package:NAME/PATH, pkg.module:function, or an .onnx file.
+    output
+        The .onnx file to write; the plan goes beside it as OUTPUT.plan.json.
+    what
+        Which units go.
+    ratio
+        Share of the units that goes, between 0 and 1.
+    importance
+        Which criterion ranks the units; secateur methods lists them.
+    scope
+        Rank within each layer, or over all layers together.
+    round_to
+        Kept units per layer are a multiple of this.
+    plan
+        Apply this plan (JSON) instead of making one.
+    plan_only
+        Write the plan alone: read it, edit it, apply it with --plan.
+    json
+        Print a JSON document instead of tables.
+    """
+    from secateur.workflow.arrays import save_text
+    from secateur.workflow.pruning import prune_graph, read_plan
+    from secateur.workflow.recipe_file import removal_from
+    from secateur.workflow.sources import load_model
+
+    wanted = removal_from(
+        what=what, ratio=ratio, importance=importance, scope=scope, round_to=round_to
+    )
+    given = read_plan(plan) if plan is not None else None
+    steps = Steps(quiet=json)
+    with steps.step(f"open {model}"):
+        loaded = load_model(model)
+    with steps.step("remove and prove"):
+        pruned = prune_graph(loaded.graph, (wanted,), plan=given, plan_only=plan_only)
+    save_text(output.with_suffix(".plan.json"), pruned.plan.to_json())
+    if not plan_only:
+        from secateur.export.onnx_file import save
+
+        save(pruned.model, output)
+    if json:
+        print_json({"plan": str(output.with_suffix(".plan.json")), "proofs": pruned.proof_records})
+        return
+    print_table(
+        "removed",
+        ("layer", "what", "kept>", "of>"),
+        [(r.layer, r.what, len(r.kept), r.units) for r in pruned.removed],
+    )
+    if pruned.proofs:
+        rows = [
+            (p.inputs, p.output, f"{p.relative_error:.1e}", f"{p.bound:.0e}") for p in pruned.proofs
+        ]
+        print_table(
+            "removed graph == dense graph with those units neutral",
+            ("inputs", "output", "relative error>", "bound>"),
+            rows,
+        )
+
+
+def select(
+    model: str,
+    output: Path,
+    /,
+    *,
+    site: Annotated[tuple[str, ...], Parameter(negative=())],
+    by: str = "class_row",
+    keep: float = 0.6,
+    protected: int = 1,
+    json: bool = False,
+) -> None:
+    """Let a model drop tokens while it runs, after each named site.
+
+    Parameters
+    ----------
+    model
+        A folder or hub name, package:NAME/PATH, pkg.module:function, or an .onnx file.
+    output
+        The .onnx file to write.
+    site
+        Attention block after which tokens go; may be given several times.
+    by
+        Which selector ranks the tokens; secateur methods lists them.
+    keep
+        A share in (0, 1) of each sample's valid tokens, or a whole number of tokens.
+    protected
+        Leading tokens that are always kept.
+    json
+        Print a JSON document instead of a table.
+    """
+    from secateur.export.onnx_file import save
+    from secateur.workflow.selecting import Select, select_tokens, selection_rows
+    from secateur.workflow.sources import load_model
+
+    amount = keep if keep < 1 else int(keep)
+    wanted = [Select(site=name, by=by, keep=amount, protected=protected) for name in site]
+    steps = Steps(quiet=json)
+    with steps.step(f"open {model}"):
+        graph = load_model(model).graph
+    with steps.step("insert the selections"):
+        selected = select_tokens(graph, wanted)
+    save(selected, output)
+    rows = selection_rows(selected)
+    if json:
+        print_json({"file": str(output), "sites": [vars_of(row) for row in rows]})
+        return
+    columns = ("site", "by", "keeps", "protected>", "input")
+    print_table(f"wrote {output}", columns, [tuple(vars_of(row).values()) for row in rows])
+
+
+def vars_of(row: object) -> dict[str, Any]:
+    """Fields of a dataclass."""
+    from dataclasses import asdict
+
+    return asdict(row)  # type: ignore[call-overload, no-any-return]

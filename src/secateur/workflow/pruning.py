@@ -1,0 +1,141 @@
+"""Removal as one step: plan, cut, prove, and say what went where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from secateur.calibration.allocation import Allocation
+from secateur.calibration.planning import Ranking, combine
+from secateur.calibration.planning import plan as make_plan
+from secateur.errors import BadInputError, ParityError
+from secateur.graph_passes.groups import Analysis, analyse
+from secateur.graph_passes.plan import Plan
+from secateur.graph_passes.removal import remove
+from secateur.recipe import Removal
+from secateur.runtime.backend import Arrays
+from secateur.workflow.random_inputs import made_up_batches
+from secateur.workflow.removal_proof import removal_proof
+from secateur.workflow.results import LayerRemoval, Proof
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """A smaller model, what was removed from the dense one, and the proof."""
+
+    model: ir.Model
+    plan: Plan
+    removed: tuple[LayerRemoval, ...]
+    proofs: tuple[Proof, ...]
+
+    @property
+    def proof_records(self) -> list[dict[str, Any]]:
+        """Plain JSON types."""
+        return [asdict(proof) | {"passed": proof.passed} for proof in self.proofs]
+
+
+def prune_graph(
+    model: ir.Model,
+    removals: Sequence[Removal],
+    *,
+    plan: Plan | None = None,
+    batches: Sequence[Arrays] = (),
+    plan_only: bool = False,
+) -> Pruned:
+    """Remove what ``removals`` ask for, or what ``plan`` says, and prove it.
+
+    Args:
+        model: stays as it is.
+        removals: ratio, criterion and scope by kind of unit.
+        plan: to apply instead of making one.
+        batches: the user's inputs, for criteria that read data and for the proof; without
+            any the proof takes inputs made up from the signature.
+        plan_only: return the model whole, with the plan.
+
+    Raises:
+        BadInputError: nothing to remove, a plan for another model, an unknown criterion.
+        ParityError: the proof fails.
+    """
+    analysis = analyse(model)
+    made = plan or make_plan_for(analysis, removals, batches)
+    removed = _removed(analysis, made)
+    if plan_only:
+        return Pruned(model, made, removed, ())
+    small = remove(model, made)
+    return Pruned(small, made, removed, _prove(model, small, made, batches))
+
+
+def make_plan_for(
+    analysis: Analysis, removals: Sequence[Removal], batches: Sequence[Arrays]
+) -> Plan:
+    """One plan for all removals of a recipe.
+
+    Raises:
+        BadInputError: no removal, a role that the model does not have, an unknown criterion.
+    """
+    if not removals:
+        raise BadInputError("nothing is to be removed", wanted="a removal, or a plan file")
+    plans = [
+        make_plan(
+            analysis,
+            removal.what,
+            Allocation(ratio=removal.ratio, scope=removal.scope, round_to=removal.round_to),
+            Ranking(removal.importance, batches),
+        )
+        for removal in removals
+    ]
+    return combine(analysis, plans)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        BadInputError: no such file, or not a plan.
+    """
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"), where=str(path))
+    except OSError as error:
+        raise BadInputError("the plan cannot be read", where=str(path), got=str(error)) from None
+
+
+def removals_of(model: ir.Model) -> list[dict[str, dict[str, Any]]]:
+    """What earlier removals recorded in a model."""
+    records: list[dict[str, dict[str, Any]]] = json.loads(
+        model.metadata_props.get("secateur.removals", "[]")
+    )
+    return records
+
+
+def _removed(analysis: Analysis, plan: Plan) -> tuple[LayerRemoval, ...]:
+    found = [(analysis.group(name), kept) for name, kept in plan.keep.items()]
+    return tuple(
+        LayerRemoval(group.layer, group.role, group.size, tuple(sorted(kept)))
+        for group, kept in sorted(found, key=lambda pair: analysis.groups.index(pair[0]))
+        if len(kept) < group.size
+    )
+
+
+def _prove(
+    dense: ir.Model, small: ir.Model, plan: Plan, batches: Sequence[Arrays]
+) -> tuple[Proof, ...]:
+    """Raise ParityError unless the removal equals the masking, on data and on random inputs."""
+    proofs = removal_proof(dense, small, plan, batches or made_up_batches(dense))
+    failed = [proof for proof in proofs if not proof.passed]
+    if not failed:
+        return proofs
+    raise ParityError(
+        "the smaller model is not the dense one with the removed units neutral",
+        where=f"output {failed[0].output!r} on {failed[0].inputs} inputs",
+        got=f"relative error {failed[0].relative_error:.3g}",
+        wanted=f"at most {failed[0].bound:.3g}",
+        next_step="this is a defect of secateur, or the model computes NaN or infinities here",
+    )
+
+
+__all__ = ["Pruned", "make_plan_for", "prune_graph", "read_plan", "removals_of"]

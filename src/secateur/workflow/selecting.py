@@ -1,0 +1,76 @@
+"""Token selection as one step: find the site, trace the selector, insert it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from secateur.errors import BadInputError
+from secateur.graph_passes.attention import find_sites, site_named
+from secateur.graph_passes.selection.budget import Budget
+from secateur.workflow.golden import site_records
+from secateur.workflow.results import SelectionRow
+
+
+@dataclass(frozen=True, slots=True)
+class Select:
+    """One place where the running model drops tokens.
+
+    ``keep`` is a share in (0, 1) of each sample's valid tokens, or a whole number of tokens;
+    with ``budget="input"`` it is only the default of an input of the graph.
+    """
+
+    site: str
+    by: str = "class_row"
+    keep: float = 0.6
+    protected: int = 1
+    budget: Literal["input", "constant"] = "input"
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.keep, int) and not isinstance(self.keep, bool) and self.keep >= 1
+        if not whole and not (isinstance(self.keep, float) and 0 < self.keep < 1):
+            raise BadInputError(
+                "keep is neither a share nor a count",
+                where=f"site {self.site!r}",
+                got=repr(self.keep),
+                wanted="a share in (0, 1), such as 0.6, or a whole number of tokens, such as 64",
+            )
+
+    @property
+    def amount(self) -> Budget:
+        """The budget as the pass takes it."""
+        share = self.keep < 1
+        return Budget(
+            kind="permille" if share else "count",
+            default=round(self.keep * 1000) if share else int(self.keep),
+            is_input=self.budget == "input",
+            protected=self.protected,
+        )
+
+
+def check_sites(model: ir.Model, selections: Sequence[Select]) -> None:
+    """Raise BadInputError for a site that the model lacks, before anything is inserted."""
+    if selections:
+        sites = find_sites(model)
+        for selection in selections:
+            site_named(sites, selection.site)
+
+
+def selection_rows(model: ir.Model) -> tuple[SelectionRow, ...]:
+    """What the model records of its selections, for tables."""
+    rows = []
+    for record in site_records(model):
+        budget = record["budget"]
+        share = f"{budget['default'] / 10:g} % of the valid tokens"
+        keep = share if budget["kind"] == "permille" else f"{budget['default']} tokens"
+        control = budget.get("input") or "constant"
+        rows.append(
+            SelectionRow(record["site"], record["selector"], keep, record["protected"], control)
+        )
+    return tuple(rows)
+
+
+__all__ = ["Select", "check_sites", "selection_rows"]

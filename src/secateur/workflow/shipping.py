@@ -1,0 +1,114 @@
+"""Targets of a bundle: what an engine must accept, what is checked first, and the building."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from secateur.errors import BadInputError
+from secateur.recipe import Profile
+from secateur.runtime.backend import EngineSpec, ShapeRange
+from secateur.runtime.build import build_target
+from secateur.runtime.bundle_writer import Draft
+from secateur.runtime.checks import check_build
+from secateur.runtime.goldens import GoldenCase
+from secateur.runtime.onnx_outline import ModelOutline, read_outline
+from secateur.runtime.profiles import complete_spec
+from secateur.runtime.sites import sites_from_metadata
+from secateur.runtime.targets import Target, parse_target
+from secateur.runtime.versions import installed_version
+from secateur.workflow.golden import Golden
+from secateur.workflow.results import Artefact
+
+
+def engine_spec(model: Path, profile: Profile | None) -> EngineSpec:
+    """The ranges of shapes that a recipe's profile gives a model.
+
+    Raises:
+        BadInputError: a profile for an input that the model does not have.
+    """
+    ranges = {name: ShapeRange(*ends) for name, ends in (profile.ranges if profile else {}).items()}
+    known = [info.name for info in read_outline(model).inputs]
+    if unknown := [name for name in ranges if name not in known]:
+        raise BadInputError(
+            f"the profile names an input that the model does not have: {unknown[0]!r}",
+            wanted="one of " + ", ".join(known),
+        )
+    return EngineSpec(profiles=ranges)
+
+
+def check_targets(model: Path, spec: EngineSpec, targets: Iterable[str]) -> None:
+    """Raise before any build what a builder would stumble on later: profiles, K, operators.
+
+    Raises:
+        BadInputError: no profile where one is needed, K above N or 3840, operators that a
+            target lacks.
+        MissingDependencyError: a target's library is not installed.
+    """
+    outline = read_outline(model)
+    sites = sites_from_metadata(outline.metadata)
+    for target in map(parse_target, targets):
+        installed_version(target.backend)
+        if target.backend == "onnxruntime" and not spec.profiles:
+            continue  # it takes every shape
+        _check_profile(outline, spec, target)
+        check_build(outline, sites, complete_spec(outline, spec, target), target)
+
+
+def ship(draft: Draft, targets: Iterable[str], *, level: str) -> tuple[Artefact, ...]:
+    """Build every target into a bundle; ``level`` is ONNX Runtime's optimisation as deployed.
+
+    Raises:
+        BuildError: a builder refuses the model or dies.
+    """
+    return tuple(_ship(draft, target, level) for target in targets)
+
+
+def _ship(draft: Draft, text: str, level: str) -> Artefact:
+    start = time.perf_counter()
+    build_target(draft, text, optimisation=level, forced=True)
+    seconds = time.perf_counter() - start
+    target = parse_target(text)
+    file = draft.manifest.engines[str(target)].file
+    note = f"runs the model itself, graph optimisation {level!r}"
+    if target.backend != "onnxruntime":
+        note = f"version {installed_version(target.backend)}; built, not run on this machine"
+    return Artefact(str(target), file, (draft.folder / file).stat().st_size, seconds, note)
+
+
+def golden_case(golden: Golden, token_outputs: frozenset[str]) -> GoldenCase:
+    """A golden as the runtime reads it."""
+    free = golden.free_inputs()
+    return GoldenCase(
+        inputs=free,
+        outputs=golden.outputs,
+        forced={k: v for k, v in golden.forced_inputs().items() if k not in free},
+        selections=dict(golden.selections()),
+        kept=golden.kept(),
+        token_outputs=token_outputs,
+    )
+
+
+def with_spec(draft: Draft, spec: EngineSpec, model: Path) -> None:
+    """Record the profiles and the ranges of budgets that follow from them in the manifest."""
+    complete = complete_spec(read_outline(model), spec, Target("onnxruntime"))
+    draft.manifest = replace(draft.manifest, spec=complete if spec.profiles else spec)
+
+
+def _check_profile(outline: ModelOutline, spec: EngineSpec, target: Target) -> None:
+    budgets = {site.budget.input for site in sites_from_metadata(outline.metadata)}
+    for info in outline.inputs:
+        dynamic = any(isinstance(size, str) for size in info.shape)
+        if dynamic and not info.optional and info.name not in {*spec.profiles, *budgets}:
+            raise BadInputError(
+                f"input {info.name!r} has dynamic axes and no profile",
+                where=f"target {target}",
+                got=info.describe(),
+                wanted="profile: {min: ..., opt: ..., max: ...} in the recipe",
+                next_step=f"give its shapes as trtexec does, such as min: {info.name}:1x16",
+            )
+
+
+__all__ = ["check_targets", "engine_spec", "golden_case", "ship", "with_spec"]
