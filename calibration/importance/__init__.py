@@ -1,1 +1,26 @@
-"""."""
+"""Importance criteria, one file each; importing this package registers them all."""
+
+from secateur.calibration.importance import (  # noqa: F401 - registration
+    magnitude,
+    output_norm,
+    random,
+)
+from secateur.calibration.importance.core import (
+    CRITERIA,
+    Batches,
+    Context,
+    Criterion,
+    Scores,
+    rank,
+    resolve_criterion,
+)
+
+__all__ = [
+    "CRITERIA",
+    "Batches",
+    "Context",
+    "Criterion",
+    "Scores",
+    "rank",
+    "resolve_criterion",
+]

@@ -1,0 +1,49 @@
+"""Values inside a graph, seen while data runs through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, TypeAlias
+
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from secateur.errors import BadInputError
+from secateur.export.onnx_file import save
+from secateur.runtime.onnxruntime import OnnxRuntime
+
+Batch: TypeAlias = Mapping[str, NDArray[Any]]
+
+
+def observe(
+    model: ir.Model, names: Sequence[str], data: Iterable[Batch]
+) -> Iterator[tuple[Batch, dict[str, NDArray[Any]]]]:
+    """Yield each batch with the named values that it causes; only what they need is run.
+
+    Raises:
+        BadInputError: a name that no node of the model writes, or a batch that does not fit.
+    """
+    with TemporaryDirectory(prefix="secateur-") as folder:
+        path = Path(folder) / "observed.onnx"
+        save(with_outputs(model, names), path)
+        with OnnxRuntime().session(path) as run:
+            for batch in data:
+                yield batch, run(batch)
+
+
+def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """Copy a model and make the named values its only outputs."""
+    copy = model.clone()
+    known = {value.name: value for value in copy.graph.inputs}
+    known |= {value.name: value for node in copy.graph for value in node.outputs}
+    missing = [name for name in names if name not in known]
+    if missing:
+        raise BadInputError(f"the model has no value {missing[0]!r}")
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(known[name] for name in names)
+    return copy
+
+
+__all__ = ["Batch", "observe", "with_outputs"]
