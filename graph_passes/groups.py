@@ -26,6 +26,10 @@ _WORDS = {
     "ffn": "FFN",
     "channels": "channels",
     "residual": "residual width",
+    "inputs": "inputs",
+    "outputs": "outputs",
+    "rows": "rows",
+    "kernel": "kernel extent",
     "tokens": "tokens",
     "batch": "batch",
 }
@@ -143,8 +147,9 @@ def _weight_uses(model: ir.Model, axes: AxisMap) -> dict[Atom, list[WeightUse]]:
     found: dict[Atom, list[WeightUse]] = {}
     for node, slot in axes.constant_uses():
         value = node.inputs[slot]
-        if value is None or axes.entries(value) is not None:
-            continue
+        tensor = None if value is None else constant_tensor(value)
+        if value is None or tensor is None or not tensor.dtype.is_floating_point():
+            continue  # positions and masks go along with a cut, but nobody calls them weights
         parameter = names.get(value.name or "", "") or _guess(node, value)
         for axis, expr in enumerate(axes.at(node, slot)):
             for atom in leaves(expr):
@@ -163,9 +168,15 @@ def _guess(node: ir.Node, value: ir.Value) -> str:
 def _group(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> Group:
     role = _role(atom, weights, roles)
     place = _place(weights, role)
-    word = _WORDS[role]
+    word = _word(role, atom, roles)
     name = word if role == "residual" else f"{word} of {place}"
     return Group(name, role, place, atom, weights, atom not in roles.inexact)
+
+
+def _word(role: str, atom: Atom, roles: Roles) -> str:
+    if role != "head_width":
+        return _WORDS[role]
+    return "query-key width" if atom in roles.scored else "value width"
 
 
 def _role(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> str:
@@ -179,9 +190,22 @@ def _role(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> str:
         return "head_width"
     if atom in roles.residual:
         return "residual"
+    for reason in atom.reasons:
+        if reason.text in _BOUNDARY:
+            return _BOUNDARY[reason.text]
     ops = {use.node.op_type for use in weights}
     dense = bool(roles.heads) and bool(ops & {"MatMul", "Gemm"}) and "Conv" not in ops
-    return "ffn" if dense else "channels"
+    in_block = any(layer_of(use.parameter) for use in weights)
+    return "ffn" if dense and in_block else "channels"
+
+
+_BOUNDARY = {
+    "it is an axis of a graph input": "inputs",
+    "it is an axis of a graph output": "outputs",
+    "it is read at computed positions": "rows",
+    "it is the extent of a kernel": "kernel",
+}
+"""What a frozen axis is to a person, by the reason that froze it."""
 
 
 def _place(weights: tuple[WeightUse, ...], role: str) -> str:
@@ -249,7 +273,7 @@ def _by_module(group: Group, number: int) -> Group:
     place = ".".join(_common([use.parameter.rsplit(".", 1)[0] for use in group.weights]))
     if len(place) <= len(group.layer):
         place = group.weights[0].parameter.rsplit(".", 1)[0]
-    return _renamed(group, f"{_WORDS[group.role]} of {place}")
+    return _renamed(group, f"{group.name.partition(' of ')[0]} of {place}")
 
 
 def _by_number(group: Group, number: int) -> Group:

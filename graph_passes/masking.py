@@ -7,6 +7,7 @@ and inserts Where; it shares no slicing with the removal it is held against.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.relations import Port
 from secateur.graph_passes.axes.rewrites import new_constant
 from secateur.graph_passes.groups import analyse_prepared
+from secateur.graph_passes.kept_norms import renormalise
 from secateur.graph_passes.plan import Plan, resolve_plan
 from secateur.graph_passes.prepare import prepare
 
@@ -30,53 +32,79 @@ def mask(model: ir.Model, plan: Plan) -> ir.Model:
     For a contraction the *reader's* weight is set to zero, never the producer's, whose
     zero an activation or a norm would turn into something else.
 
+    A norm over cut units has no neutral element; it becomes the same norm over the units
+    that are kept, so that the twin says what a *renormalised* removal has to equal.
+
     Raises:
         BadInputError: the plan does not fit the model.
-        PreconditionError: a cut crosses a norm, which has no neutral element.
+        PreconditionError: a cut crosses an op whose restriction to kept units is unknown.
     """
     analysis = analyse_prepared(prepare(model))
     keep = resolve_plan(analysis, plan)
-    for fold in analysis.axes.folds:
-        cut = [port for port in fold.ports if _is_cut(fold.node, port, analysis.axes, keep)]
-        if not cut:
+    fills = [_fill(fold, analysis.axes, keep) for fold in analysis.axes.folds]
+    for fill in fills:  # planned before anything is rewired: the axes know the old values
+        if fill is None:
             continue
-        if fold.neutral is None:
-            raise PreconditionError(
-                "a norm over cut units has no neutral element", where=node_name(fold.node)
-            )
-        _neutralise(analysis.model.graph, fold, cut, (analysis.axes, keep))
+        if fill.neutral is None:
+            renormalise(analysis.model.graph, fill.node, fill.kept)
+        else:
+            _neutralise(analysis.model.graph, fill)
     return analysis.model
+
+
+@dataclass(frozen=True, slots=True)
+class _Fill:
+    """What a fold needs: which positions of which axes of one input stay."""
+
+    node: ir.Node
+    slot: int
+    rank: int
+    kept: dict[int, NDArray[np.bool_]]
+    neutral: float | None
+
+
+def _fill(fold: FoldUse, axes: AxisMap, keep: _Keep) -> _Fill | None:
+    cut = [port for port in fold.ports if _is_cut(fold.node, port, axes, keep)]
+    if not cut:
+        return None
+    if fold.neutral is None:
+        slot = 0
+    else:  # the weight's port, if there is one
+        weights = [port.slot for port in cut if _weight(fold.node, port.slot) is not None]
+        slot = weights[0] if weights else cut[0].slot
+    kept = {}
+    for port in cut:
+        if port.slot == slot:
+            expr = axes.expr(fold.node, port)
+            stays = np.zeros(_static(size(expr), fold.node), dtype=bool)
+            stays[indices(expr, keep)] = True
+            kept[port.axis] = stays
+    return _Fill(fold.node, slot, len(axes.at(fold.node, slot)), kept, fold.neutral)
 
 
 def _is_cut(node: ir.Node, port: Port, axes: AxisMap, keep: _Keep) -> bool:
     return any(atom in keep for atom in leaves(axes.expr(node, port)))
 
 
-def _neutralise(
-    graph: ir.Graph, fold: FoldUse, cut: list[Port], context: tuple[AxisMap, _Keep]
-) -> None:
-    """Fill the cut elements of one port of the fold: the weight's if there is one."""
-    axes, keep = context
-    assert fold.neutral is not None
-    is_weight = [_weight(fold.node, port) is not None for port in cut]
-    port = cut[is_weight.index(True)] if any(is_weight) else cut[0]
-    expr = axes.expr(fold.node, port)
-    kept = np.zeros(_static(size(expr), fold.node), dtype=bool)
-    kept[indices(expr, keep)] = True
-    tensor = _weight(fold.node, port)
-    if tensor is not None:
-        array = np.moveaxis(tensor.numpy().copy(), port.axis, 0)
-        array[~kept] = fold.neutral
-        value = new_constant(
-            graph, f"{node_name(fold.node)}.masked", np.moveaxis(array, 0, port.axis)
-        )
-        fold.node.replace_input_with(port.slot, value)
-        return
-    _insert_where(graph, fold, port, (kept, len(axes.at(fold.node, port.slot))))
+def _neutralise(graph: ir.Graph, fill: _Fill) -> None:
+    """Write the neutral element over the cut positions of one input of the fold."""
+    tensor = _weight(fill.node, fill.slot)
+    for axis, stays in fill.kept.items():
+        if tensor is None:
+            _insert_where(graph, fill, axis, stays)
+            continue
+        value = fill.node.inputs[fill.slot]
+        current = None if value is None else constant_tensor(value)
+        assert current is not None
+        array = np.moveaxis(current.numpy().copy(), axis, 0)
+        array[~stays] = fill.neutral
+        name = f"{node_name(fill.node)}.masked"
+        masked = new_constant(graph, name, np.moveaxis(array, 0, axis))
+        fill.node.replace_input_with(fill.slot, masked)
 
 
-def _weight(node: ir.Node, port: Port) -> ir.TensorProtocol | None:
-    value = node.inputs[port.slot]
+def _weight(node: ir.Node, slot: int) -> ir.TensorProtocol | None:
+    value = node.inputs[slot]
     return None if value is None else constant_tensor(value)
 
 
@@ -86,25 +114,22 @@ def _static(length: object, node: ir.Node) -> int:
     return length
 
 
-def _insert_where(
-    graph: ir.Graph, fold: FoldUse, port: Port, kept: tuple[NDArray[np.bool_], int]
-) -> None:
-    positions, rank = kept
-    value = fold.node.inputs[port.slot]
+def _insert_where(graph: ir.Graph, fill: _Fill, axis: int, stays: NDArray[np.bool_]) -> None:
+    value = fill.node.inputs[fill.slot]
     assert value is not None
     if value.dtype is None:
-        raise PreconditionError("the type of a masked value is unknown", where=node_name(fold.node))
-    shape = [1] * rank
-    shape[port.axis] = positions.size
-    name = f"{node_name(fold.node)}.mask{port.slot}.{port.axis}"
-    condition = new_constant(graph, name, positions.reshape(shape))
-    fill = new_constant(graph, f"{name}.fill", np.array(fold.neutral, value.dtype.numpy()))
-    where = ir.Node("", "Where", [condition, value, fill], name=f"{name}.where")
+        raise PreconditionError("the type of a masked value is unknown", where=node_name(fill.node))
+    shape = [1] * fill.rank
+    shape[axis] = stays.size
+    name = f"{node_name(fill.node)}.mask{fill.slot}.{axis}"
+    condition = new_constant(graph, name, stays.reshape(shape))
+    neutral = new_constant(graph, f"{name}.fill", np.array(fill.neutral, value.dtype.numpy()))
+    where = ir.Node("", "Where", [condition, value, neutral], name=f"{name}.where")
     where.outputs[0].name = f"{name}.where"
     where.outputs[0].dtype = value.dtype
     where.outputs[0].shape = value.shape
-    graph.insert_before(fold.node, where)
-    fold.node.replace_input_with(port.slot, where.outputs[0])
+    graph.insert_before(fill.node, where)
+    fill.node.replace_input_with(fill.slot, where.outputs[0])
 
 
 __all__ = ["mask"]

@@ -42,6 +42,9 @@ class Roles:
     query_heads: set[Atom] = field(default_factory=set)
     """Repetitions of a key-value head: query heads inside a group."""
     width: set[Atom] = field(default_factory=set)
+    """Width of one head, of queries and keys or of values."""
+    scored: set[Atom] = field(default_factory=set)
+    """Atoms that products of two computed values sum over: the width of queries and keys."""
     tokens: dict[Atom, None] = field(default_factory=dict)
     residual: set[Atom] = field(default_factory=set)
     inexact: set[Atom] = field(default_factory=set)
@@ -60,10 +63,11 @@ def find_roles(model: ir.Model, axes: AxisMap, weighted: set[Atom]) -> Roles:
         if node.op_type in {"Softmax", "Attention", "MultiHeadAttention"}:
             _attention(node, axes, weighted, roles)
     for fold in axes.folds:
-        if fold.neutral is not None:
-            continue
-        for port in fold.ports:
-            roles.inexact.update(leaves(axes.expr(fold.node, port)))
+        atoms = [atom for port in fold.ports for atom in leaves(axes.expr(fold.node, port))]
+        if fold.neutral is None:
+            roles.inexact.update(atoms)
+        elif fold.node.op_type in _CONTRACTIONS and not _has_weight(fold.node):
+            roles.scored.update(atoms)
     _width(axes, roles)
     _residual(axes, weighted, roles)
     return roles

@@ -101,7 +101,7 @@ class _Walk:
         self._node, self._name = node, node_name(node)
         self._enter_inputs(node)
         key = op_key(node)
-        rule = AXIS_RULES[key] if key in AXIS_RULES else None
+        rule = AXIS_RULES.find(key)
         relations: tuple[Relation, ...] = ()
         if rule is not None and _has_no_subgraph(node):
             relations = tuple(rule(View(node, self._axes, self._inputs, self._opset)))

@@ -41,6 +41,10 @@ class Registry(Mapping[str, T], Generic[T]):
             next_step=f"did you mean {close[0]!r}?" if close else "",
         )
 
+    def find(self, name: str) -> T | None:
+        """Return the entry of that name, None where there is none."""
+        return self._entries.get(name)
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 

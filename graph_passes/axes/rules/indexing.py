@@ -20,6 +20,7 @@ from secateur.graph_passes.axes.relations import (
     Product,
     Relation,
     Same,
+    Unread,
 )
 from secateur.graph_passes.axes.view import View
 
@@ -72,7 +73,7 @@ def _gather_constant(values: np.ndarray, total: object, picked: int) -> Iterator
             yield Same((Port(1, axis), port))
 
 
-@REWRITES.register("Gather")
+@REWRITES.register("Gather", "GatherND")
 def renumber(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     """Constant positions are spelled anew: where each of them stands after the cut.
 
@@ -81,7 +82,9 @@ def renumber(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     values = constant(node.inputs[1])
     data = axes.at(node, 0)
     whole = data[node.attributes.get_int("axis", 0) % len(data)]
-    if values is None or not any(atom in keep for atom in leaves(whole)):
+    if values is None or (node.op_type == "GatherND" and values.shape[-1] != 1):
+        return
+    if not any(atom in keep for atom in leaves(whole)):
         return
     kept = indices(whole, keep)
     total = indices(whole, {}).size
@@ -122,6 +125,13 @@ def gather_nd(view: View) -> Iterator[Relation]:
     batch, depth = view.integer("batch_dims", 0), index[-1]
     for axis in range(batch):
         yield Same((Port(0, axis), Port(1, axis), Port(OUT, axis)))
+    values = view.constant(1)
+    if values is not None and batch == 0 and depth == 1 and values.ndim == 2:
+        yield from _gather_constant(values[:, 0], data[0], 0)
+        yield Unread(Port(1, 1))
+        for axis in range(1, len(data)):
+            yield Same((Port(0, axis), Port(OUT, axis)))
+        return
     for axis in range(batch, batch + depth):
         yield Frozen(Port(0, axis), _COMPUTED)
     for axis in range(batch, len(index) - 1):
