@@ -5,17 +5,20 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from secateur.graph_passes.constant_folding import fold_integers
+
 
 def prepare(model: ir.Model) -> ir.Model:
     """Return a copy with functions inlined, constants lifted and shapes inferred.
 
     Tensors are shared with the original, which stays as it is. Shapes are inferred
-    only where the file lacks some.
+    only where the file lacks some, or where folded integers make open sizes known.
     """
     copy = model.clone()
     if copy.functions:
         common.InlinePass()(copy)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    fold_integers(copy.graph)
     if any(
         value.shape is None or value.dtype is None
         for node in copy.graph
