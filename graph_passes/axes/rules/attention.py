@@ -22,15 +22,19 @@ from secateur.graph_passes.axes.relations import (
 from secateur.graph_passes.axes.sizes import static
 from secateur.graph_passes.axes.view import View
 
+_PAIRED = "pairs of positions are rotated together"
 _SCALED = "the scale is computed from the head width"
 _PACKED = "head width inside a 3-D attention input"
+_COUNTED = "the padding mask counts the tokens"
+_CAUSAL = "a causal mask compares positions"
 
 
 @AXIS_RULES.register("Attention")
 def attention(view: View) -> Iterator[Relation]:
     """Q (B, H, N, Dh), K (B, G, M, Dh), V (B, G, M, Dv), mask -> (B, H, N, Dv).
 
-    H = G * repetitions. Also 3-D: (B, N, H*Dh). Past, present and score outputs freeze.
+    H = G * repetitions. Also 3-D: (B, N, H*Dh). Past, present and score outputs freeze,
+    and with ``is_causal`` tokens that are not as many as the keys.
     """
     rank = view.rank(0)
     if rank not in (3, 4) or view.has(4) or len(view.node.outputs) > 1:
@@ -41,9 +45,20 @@ def attention(view: View) -> Iterator[Relation]:
     else:
         yield from _heads_packed(view)
     tokens = rank - 2
-    yield Same((Port(0, tokens), Port(OUT, tokens)))
-    yield Fold((Port(1, tokens), Port(2, tokens)), neutral=None)
+    yield from _tokens(view, tokens, causal=bool(view.integer("is_causal", 0)))
     yield from _mask(view, 3, rank, tokens)
+
+
+def _tokens(view: View, axis: int, *, causal: bool) -> Iterator[Relation]:
+    """Queries are carried, keys fold; a causal mask counts both from the same start."""
+    queries, keys = view.shape(0), view.shape(1)
+    folded = (Port(1, axis), Port(2, axis))
+    if causal and queries is not None and keys is not None and queries[axis] == keys[axis]:
+        folded = (Port(0, axis), *folded)
+    elif causal:
+        yield from (Frozen(Port(slot, axis), _CAUSAL) for slot in (0, 1))
+    yield Same((Port(0, axis), Port(OUT, axis)))
+    yield Fold(folded, neutral=None)
 
 
 def _heads_apart(view: View) -> Iterator[Relation]:
@@ -64,16 +79,12 @@ def _heads_apart(view: View) -> Iterator[Relation]:
 def _heads_packed(view: View) -> Iterator[Relation]:
     n_heads = view.integer("q_num_heads", view.integer("num_heads", 1))
     n_groups = view.integer("kv_num_heads", n_heads)
-    yield (
-        Same((Port(2, 2), Port(1, 2)))
-        if view.shape(1) == view.shape(2)
-        else Frozen(Port(2, 2), _PACKED)
-    )
+    ports: tuple[Port, ...] = (Port(0, 2), Port(1, 2), Port(2, 2))
     if n_heads == n_groups:
-        yield Blocks((Port(0, 2), Port(1, 2), Port(OUT, 2)), n_heads, ((), (), ()), fixed=_PACKED)
-    else:
-        for port in (Port(0, 2), Port(1, 2), Port(OUT, 2)):
-            yield Frozen(port, "grouped heads in a 3-D attention input")
+        yield Blocks(ports, n_groups, ((), (), ()), fixed=_PACKED)
+        yield Same((Port(2, 2), Port(OUT, 2)))
+    elif view.shape(OUT) is not None:  # else nothing says how wide a group is in the output
+        yield Blocks((*ports, Port(OUT, 2)), n_groups, ((), (), (), ()), fixed=_PACKED)
 
 
 def _mask(view: View, slot: int, rank: int, tokens: int) -> Iterator[Relation]:
@@ -97,7 +108,10 @@ def _mask(view: View, slot: int, rank: int, tokens: int) -> Iterator[Relation]:
 
 @AXIS_RULES.register("com.microsoft:MultiHeadAttention")
 def multi_head_attention(view: View) -> Iterator[Relation]:
-    """Q (B, N, H*Dh), K (B, M, H*Dh), V (B, M, H*Dv), ..., bias (B, H, N, M) -> (B, N, H*Dv)."""
+    """Q (B, N, H*Dh), K (B, M, H*Dh), V (B, M, H*Dv), ..., bias (B, H, N, M) -> (B, N, H*Dv).
+
+    Of the forms of the padding mask (input 4) only (B, M) is carried.
+    """
     if any(view.rank(slot) != 3 for slot in (0, 1, 2)) or any(view.has(s) for s in (6, 7)):
         return
     if len(view.node.outputs) > 1:
@@ -106,12 +120,16 @@ def multi_head_attention(view: View) -> Iterator[Relation]:
     yield from _heads_packed(view)
     if view.has(3):
         yield Frozen(Port(0, 2), "queries, keys and values share one bias")
-    yield Same((Port(0, 1), Port(OUT, 1)))
-    yield Fold((Port(1, 1), Port(2, 1)), neutral=None)
+    yield from _tokens(view, 1, causal=bool(view.integer("unidirectional", 0)))
+    if view.rank(4) == 2:
+        yield Same((Port(0, 0), Port(4, 0)))
+        yield Same((Port(1, 1), Port(4, 1)))
+    elif view.has(4):
+        yield from (Frozen(Port(slot, axis), _COUNTED) for slot in (0, 1) for axis in (0, 1))
     yield from _mask(view, 5, 3, 1)
 
 
-@REWRITES.register("Attention", "com.microsoft:MultiHeadAttention")
+@REWRITES.register("Attention", "com.microsoft:MultiHeadAttention", "RotaryEmbedding")
 def head_counts(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     """Spell the number of heads again where the inputs are 3-D."""
     exprs = axes.at(node, 0)
@@ -122,16 +140,29 @@ def head_counts(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
             continue
         heads = node.attributes.get_int(name, 1)
         packed = axes.at(node, slot)[2]
+        if not heads:  # the default of a rotation of four axes
+            continue
         width = static(size(packed)) // heads
         node.attributes[name] = ir.AttrInt64(name, len(indices(packed, keep)) // width)
 
 
 @AXIS_RULES.register("RotaryEmbedding")
 def rotary_embedding(view: View) -> Iterator[Relation]:
-    """X (B, H, N, Dh), cos and sin tables -> X rotated: halves of Dh are paired."""
+    """X (B, H, N, Dh) or (B, N, H*Dh), cos, sin (B, N, Dh/2) -> X rotated: halves are paired.
+
+    With positions (B, N) the tables are (positions, Dh/2) and stay frozen.
+    """
     rank = view.rank(0)
-    if rank != 4:
+    if rank not in (3, 4):
         return
     for axis in range(rank):
         yield Same((Port(0, axis), Port(OUT, axis)))
-    yield Frozen(Port(0, 3), "pairs of positions are rotated together")
+    if rank == 4:
+        yield Frozen(Port(0, 3), _PAIRED)
+    elif heads := view.integer("num_heads", 0):
+        yield Blocks((Port(0, 2),), heads, ((),), fixed=_PAIRED)
+    else:
+        yield Frozen(Port(0, 2), _PAIRED)
+    for slot in (3,) if view.has(3) else (1, 2):
+        yield Same((Port(0, 0), Port(slot, 0)))
+        yield Same((Port(0, rank - 2), Port(slot, 1)))

@@ -21,7 +21,6 @@ from secateur.graph_passes.axes.relations import (
     Relation,
     Same,
 )
-from secateur.graph_passes.axes.sizes import divide
 from secateur.graph_passes.axes.view import View
 
 
@@ -66,41 +65,30 @@ def _space(axis: int, reason: str) -> Iterator[Relation]:
 
 @REWRITES.register("Conv", "ConvTranspose")
 def conv_group(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
-    """Spell ``group`` again: input channels over input channels per group."""
+    """Spell ``group`` again: channels over channels per group, on the side where both stand."""
     group = node.attributes.get_int("group", 1)
     if group == 1:
         return
     kept = len(indices(axes.expr(node, Port(0, 1)), keep))
-    if node.op_type == "ConvTranspose":  # depthwise, the only grouped form that is cut
-        node.attributes["group"] = ir.AttrInt64("group", kept)
-        return
+    if node.op_type == "ConvTranspose":
+        kept = len(indices(axes.expr(node, Port(OUT, 1)), keep))
     per_group = len(indices(axes.expr(node, Port(1, 1)), keep))
     node.attributes["group"] = ir.AttrInt64("group", kept // per_group)
 
 
 @AXIS_RULES.register("ConvTranspose")
 def conv_transpose(view: View) -> Iterator[Relation]:
-    """(B, I, *S), (I, O, *k), (O) -> (B, O, *S'); of the grouped forms only depthwise."""
+    """(B, G*I, *S), (G*I, O, *k), (G*O) -> (B, G*O, *S'): groups G; space stays frozen."""
     weight, group = view.shape(1), view.integer("group", 1)
     if weight is None:
         return
     yield Same((Port(0, 0), Port(OUT, 0)))
-    bias = (Port(2, 0),) if view.has(2) else ()
+    outs = (*((Port(2, 0),) if view.has(2) else ()), Port(OUT, 1))
+    yield Fold((Port(0, 1), Port(1, 0)), neutral=0.0)
     if group == 1:
-        yield Fold((Port(0, 1), Port(1, 0)), neutral=0.0)
-        yield Same((Port(1, 1), *bias, Port(OUT, 1)))
-    elif divide(weight[0], group) == 1:
-        yield Same((Port(0, 1), Port(1, 0)))
-        yield Blocks(
-            (Port(OUT, 1), *bias),
-            group,
-            ((Port(1, 1),), *(((Port(1, 1),),) * len(bias))),
-            (Port(1, 0),),
-        )
+        yield Same((Port(1, 1), *outs))
     else:
-        yield Frozen(Port(0, 1), "channels of a grouped transposed convolution")
-        yield Frozen(Port(1, 0), "channels of a grouped transposed convolution")
-        yield Frozen(Port(1, 1), "channels of a grouped transposed convolution")
+        yield Blocks((Port(0, 1), *outs), group, ((), *(((Port(1, 1),),) * len(outs))))
     for axis in range(2, len(weight)):
         yield from _space(axis, "the convolution mixes neighbours in space")
         yield Frozen(Port(1, axis), "it is the extent of a kernel")

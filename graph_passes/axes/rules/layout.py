@@ -22,6 +22,7 @@ from secateur.graph_passes.axes.sizes import Size, at_most, divide, product, sta
 from secateur.graph_passes.axes.view import View
 
 _END = 2**31 - 1
+_LENGTHS = "the lengths of the parts are computed"
 
 
 @AXIS_RULES.register("Transpose")
@@ -202,7 +203,10 @@ def split(view: View) -> Iterator[Relation]:
             yield Same((Port(0, axis), *(Port(~i, axis) for i in range(n))))
             continue
         if lengths is None:
-            yield Frozen(Port(0, axis), "the lengths of the parts are computed")
+            yield Frozen(Port(0, axis), _LENGTHS)
+            for i in range(n):
+                yield Fresh(Port(~i, axis))
+                yield Frozen(Port(~i, axis), _LENGTHS)
             continue
         start: Size = 0
         for i, length in enumerate(lengths):

@@ -109,6 +109,8 @@ def group_norm(view: View) -> Iterator[Relation]:
         outer = (Port(1, 0), Port(2, 0))
         yield Blocks((Port(0, 1),), groups, ((),), outer, fixed=fixed, fixed_blocks=_COUNTED)
     for axis in range(view.rank(0) or 0):
+        if axis > 1:
+            yield Fold((Port(0, axis),), neutral=None)
         if axis != 1:
             yield Same((Port(0, axis), Port(OUT, axis)))
 
