@@ -25,6 +25,7 @@ _WORDS = {
     "head_width": "head width",
     "ffn": "FFN",
     "channels": "channels",
+    "experts": "experts",
     "residual": "residual width",
     "inputs": "inputs",
     "outputs": "outputs",
@@ -78,6 +79,11 @@ class Group:
     def frozen(self) -> tuple[Reason, ...]:
         """Why no unit may be removed; empty when units may."""
         return tuple(self.atom.reasons)
+
+    @property
+    def at_least(self) -> int:
+        """Fewest units that may stay: one, or as many as a TopK over them picks."""
+        return max(1, self.atom.at_least)
 
     @property
     def removable(self) -> bool:
@@ -180,16 +186,16 @@ def _word(role: str, atom: Atom, roles: Roles) -> str:
 
 
 def _role(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> str:
-    if atom in roles.heads:
-        return "heads"
-    if atom in roles.query_heads:
-        return "query_heads"
-    if atom in roles.tokens:
-        return "tokens"
-    if atom in roles.width:
-        return "head_width"
-    if atom in roles.residual:
-        return "residual"
+    for role, atoms in (
+        ("heads", roles.heads),
+        ("query_heads", roles.query_heads),
+        ("tokens", roles.tokens),
+        ("experts", roles.experts),
+        ("head_width", roles.width),
+        ("residual", roles.residual),
+    ):
+        if atom in atoms:
+            return role
     for reason in atom.reasons:
         if reason.text in _BOUNDARY:
             return _BOUNDARY[reason.text]
@@ -211,7 +217,7 @@ _BOUNDARY = {
 def _place(weights: tuple[WeightUse, ...], role: str) -> str:
     """The block that most of the weights stand in, or the module that makes the units."""
     names = [use.parameter for use in weights]
-    if role in {"heads", "query_heads", "head_width", "ffn", "tokens"}:
+    if role in {"heads", "query_heads", "head_width", "ffn", "tokens", "experts"}:
         layers = Counter(layer_of(name) for name in names)
         layers.pop("", None)
         if layers:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import PreconditionError
 from secateur.graph_passes.axes import node_name
-from secateur.graph_passes.axes.rewrites import new_constant
+from secateur.graph_passes.axes.constants import new_constant
 
 Kept = Mapping[int, NDArray[np.bool_]]
 """Per cut axis of the first input, which of its positions stay."""

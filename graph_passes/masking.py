@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from secateur.errors import PreconditionError
 from secateur.graph_passes.axes import Atom, AxisMap, FoldUse, indices, leaves, node_name, size
 from secateur.graph_passes.axes.axis_map import constant_tensor
+from secateur.graph_passes.axes.constants import new_constant
 from secateur.graph_passes.axes.relations import Port
-from secateur.graph_passes.axes.rewrites import new_constant
 from secateur.graph_passes.groups import analyse_prepared
 from secateur.graph_passes.kept_norms import renormalise
 from secateur.graph_passes.plan import Plan, resolve_plan

@@ -29,6 +29,13 @@ def module_path(node: ir.Node) -> str:
     return ".".join(part for part in name.strip("/").split("/")[:-1] if part)
 
 
+def node_name(node: ir.Node) -> str:
+    """Return the node's name, or its op and first output where it has none."""
+    if node.name:
+        return node.name
+    return f"{node.op_type}:{node.outputs[0].name}" if node.outputs else node.op_type
+
+
 def parameter_names(model: ir.Model) -> dict[str, str]:
     """Map initialiser names to the torch parameter names that export recorded."""
     recorded = json.loads(model.metadata_props.get(_PARAMETERS_KEY, "{}"))
@@ -50,4 +57,4 @@ def layer_of(name: str) -> str:
     return match.group(1) if match else ""
 
 
-__all__ = ["layer_of", "module_path", "parameter_name", "parameter_names"]
+__all__ = ["layer_of", "module_path", "node_name", "parameter_name", "parameter_names"]

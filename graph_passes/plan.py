@@ -142,6 +142,11 @@ def _check_group(group: Group, units: tuple[int, ...], plan: Plan) -> None:
             got=group.frozen[0].text,
             next_step="leave it out of the plan",
         )
+    if units and len(units) < group.at_least:
+        raise BadInputError(
+            f"the plan keeps {len(units)} units of {group.name}",
+            wanted=f"at least {group.at_least}: so many are picked at a time",
+        )
     if not units:
         raise BadInputError(
             f"the plan removes all of {group.name}",

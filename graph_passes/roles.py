@@ -46,6 +46,8 @@ class Roles:
     scored: set[Atom] = field(default_factory=set)
     """Atoms that products of two computed values sum over: the width of queries and keys."""
     tokens: dict[Atom, None] = field(default_factory=dict)
+    experts: set[Atom] = field(default_factory=set)
+    """Atoms that a router picks from."""
     residual: set[Atom] = field(default_factory=set)
     inexact: set[Atom] = field(default_factory=set)
 
@@ -68,6 +70,7 @@ def find_roles(model: ir.Model, axes: AxisMap, weighted: set[Atom]) -> Roles:
             roles.inexact.update(atoms)
         elif fold.node.op_type in _CONTRACTIONS and not _has_weight(fold.node):
             roles.scored.update(atoms)
+    roles.experts.update(a for a in weighted if a.at_least and a not in roles.tokens)
     _width(axes, roles)
     _residual(axes, weighted, roles)
     return roles

@@ -1,7 +1,7 @@
 """One algebra of axes, for removal and for selection (DESIGN.md section 2)."""
 
 from secateur.graph_passes.axes import rewrites, rules
-from secateur.graph_passes.axes.analysis import analyse_axes, node_name
+from secateur.graph_passes.axes.analysis import analyse_axes
 from secateur.graph_passes.axes.axis_map import AxisMap, FoldUse, IndexUse, constant
 from secateur.graph_passes.axes.expression import (
     UNIT,
@@ -16,6 +16,7 @@ from secateur.graph_passes.axes.expression import (
 )
 from secateur.graph_passes.axes.relations import AXIS_RULES, REWRITES, Port
 from secateur.graph_passes.axes.sizes import Polynomial, Size
+from secateur.graph_passes.names import node_name
 
 __all__ = [
     "AXIS_RULES",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import onnx_ir as ir
 
@@ -29,7 +30,9 @@ from secateur.graph_passes.axes.relations import (
     Padded,
     Part,
     Port,
+    Positions,
     Product,
+    ReadAt,
     Relation,
     Same,
     Sum,
@@ -40,7 +43,15 @@ from secateur.graph_passes.axes.shape_values import data_sources, track, track_c
 from secateur.graph_passes.axes.sizes import Polynomial, Size, divide
 from secateur.graph_passes.axes.solver import Solver
 from secateur.graph_passes.axes.view import View, declared_shape
+from secateur.graph_passes.names import node_name
 
+_MOVES = frozenset(
+    {
+        *("Identity", "Cast", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"),
+        *("Slice", "Expand", "Split"),
+    }
+)
+"""Ops that hand integers on as they are."""
 _MADE_UP = re.compile(r"^(unk__\d+|[su]\d+|.*:\d+|\(.*\))$")
 
 
@@ -67,6 +78,18 @@ class _Walk:
         self._name = ""
         self._inputs: list[list[Expr] | None] = []
         self._outputs: list[list[Expr | None]] = []
+        self._executors: dict[type, Callable[[Any], None]] = {
+            Fold: self._fold,
+            Product: self._product,
+            Sum: self._sum,
+            Part: self._part,
+            Blocks: self._blocks,
+            Padded: self._padded,
+            Index: self._index,
+            Positions: self._positions,
+            ReadAt: self._read_at,
+            Frozen: self._frozen,
+        }
 
     def run(self) -> AxisMap:
         for value in self._graph.inputs:
@@ -76,6 +99,14 @@ class _Walk:
                 self._visit(node)
         for value in self._graph.outputs:
             self._freeze_value(value, Reason("it is an axis of a graph output", value.name or ""))
+            axis = self._axes.positions(value)
+            if axis is not None:
+                reason = Reason("its positions are a graph output", value.name or "")
+                self._solver.freeze(axis, reason)
+            for entry in self._axes.entries(value) or ():
+                for source in entry.sources:
+                    reason = Reason("its size is a graph output", value.name or "")
+                    self._solver.freeze(source, reason)
         return self._axes
 
     def _enter_input(self, value: ir.Value) -> None:
@@ -112,6 +143,7 @@ class _Walk:
         for relation in relations:
             self._execute(relation)
         self._close_inputs(mentioned)
+        self._carry_positions(node, relations)
         self._close_outputs(rule is not None)
         track(node, self._axes)
         for entry in data_sources(node, self._axes):
@@ -150,6 +182,35 @@ class _Walk:
                 if expr and (slot, axis) not in mentioned:
                     text = f"{op_key(self._node)} says nothing about axis {axis} of input {slot}"
                     self._solver.freeze(expr, Reason(text, self._name))
+
+    def _carry_positions(self, node: ir.Node, relations: Iterable[Relation]) -> None:
+        """Positions of an axis go through moves; any other reader freezes the axis."""
+        read = {relation.slot for relation in relations if isinstance(relation, ReadAt)}
+        for slot, value in enumerate(node.inputs):
+            axis = self._axes.positions(value)
+            if axis is None or slot in read:
+                continue
+            if slot == 0 and not node.domain and node.op_type in _MOVES:
+                for output in node.outputs:
+                    self._axes.set_positions(output, axis)
+            else:
+                self._solver.freeze(axis, Reason("its positions are read as numbers", self._name))
+
+    def _positions(self, relation: Positions) -> None:
+        assert self._node is not None
+        axis = self._known(relation.of)
+        if ~relation.slot < len(self._node.outputs):
+            self._axes.set_positions(self._node.outputs[~relation.slot], axis)
+        self._solver.require(axis, relation.picked, self._name)
+
+    def _read_at(self, relation: ReadAt) -> None:
+        assert self._node is not None
+        axis = self._known(relation.port)
+        numbered = self._axes.positions(self._node.inputs[relation.slot])
+        if numbered is None:
+            self._solver.freeze(axis, Reason("it is read at computed positions", self._name))
+        else:
+            self._solver.unify(numbered, axis, self._name)
 
     def _close_outputs(self, has_rule: bool) -> None:
         assert self._node is not None
@@ -212,31 +273,18 @@ class _Walk:
         elif isinstance(relation, Fresh):
             self._put(relation.port, self._fresh(relation.port, relation.size))
         elif not isinstance(relation, Unread):
-            self._execute_rare(relation)
-
-    def _execute_rare(self, relation: Relation) -> None:
-        match relation:
-            case Fold():
-                self._fold(relation)
-            case Product():
-                self._product(relation)
-            case Sum(port, parts):
-                self._put(port, concatenation([self._known(part) for part in parts]))
-            case Part():
-                self._part(relation)
-            case Blocks():
-                self._blocks(relation)
-            case Padded():
-                self._padded(relation)
-            case Index():
-                self._index(relation)
-            case Frozen(port, reason):
-                self._solver.freeze(self._known(port), Reason(reason, self._name))
+            self._executors[type(relation)](relation)
 
     def _fold(self, relation: Fold) -> None:
         self._same(relation.ports)
         assert self._node is not None
         self._axes.folds.append(FoldUse(self._node, relation.ports, relation.neutral))
+
+    def _sum(self, relation: Sum) -> None:
+        self._put(relation.port, concatenation([self._known(part) for part in relation.parts]))
+
+    def _frozen(self, relation: Frozen) -> None:
+        self._solver.freeze(self._known(relation.port), Reason(relation.reason, self._name))
 
     def _same(self, ports: tuple[Port, ...]) -> None:
         base: Expr | None = None
@@ -315,6 +363,7 @@ class _Walk:
         for port, inner_ports in zip(relation.ports, relation.inner, strict=True):
             inner = self._inner(port, inner_ports, relation.n_blocks)
             if inner is None:
+                self._solver.freeze(outer, Reason("blocks of it are uneven", self._name))
                 continue
             self._put(port, outer + inner)
             for inner_port in inner_ports:
@@ -363,13 +412,6 @@ class _Walk:
         picked = self._solver.fresh(n, self._name)
         self._solver.freeze(picked, reason)
         self._put(relation.out, picked)
-
-
-def node_name(node: ir.Node) -> str:
-    """Return the node's name, or its op and first output where it has none."""
-    if node.name:
-        return node.name
-    return f"{node.op_type}:{node.outputs[0].name}" if node.outputs else node.op_type
 
 
 def _is_single_position(expr: Expr, position: int) -> bool:
@@ -445,4 +487,4 @@ def _made_up_names(graph: ir.Graph) -> set[str]:
     return found
 
 
-__all__ = ["analyse_axes", "node_name"]
+__all__ = ["analyse_axes"]

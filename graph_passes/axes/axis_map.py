@@ -47,6 +47,7 @@ class AxisMap:
         self._values: dict[ir.Value, list[Expr] | None] = {}
         self._uses: dict[tuple[ir.Node, int], list[Expr]] = {}
         self._entries: dict[ir.Value, tuple[Entry, ...]] = {}
+        self._positions: dict[ir.Value, Expr] = {}
 
     def of(self, value: ir.Value) -> tuple[Expr, ...]:
         """Return the axes of a computed value or a graph input, resolved to leaves.
@@ -100,6 +101,14 @@ class AxisMap:
     def values(self) -> Sequence[ir.Value]:
         """Return every computed value of known rank, in graph order."""
         return [value for value, exprs in self._values.items() if exprs is not None]
+
+    def positions(self, value: ir.Value | None) -> Expr | None:
+        """Return the axis whose positions an integer tensor holds, None where unknown."""
+        return None if value is None else self._positions.get(value)
+
+    def set_positions(self, value: ir.Value, expr: Expr) -> None:
+        """Record that a tensor holds positions of an axis."""
+        self._positions[value] = expr
 
     def set_value(self, value: ir.Value, exprs: list[Expr] | None) -> None:
         """Record the axes of a value."""

@@ -46,6 +46,8 @@ class Atom:
     label: str = ""
     definition: Expr | None = None
     reasons: list[Reason] = field(default_factory=list)
+    at_least: int = 0
+    """So many are picked at a time (TopK), so that fewer may not stay."""
     number: int = field(default_factory=lambda: next(_numbers))
 
     def __repr__(self) -> str:

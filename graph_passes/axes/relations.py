@@ -85,6 +85,24 @@ class Padded(NamedTuple):
     after: int
 
 
+class Positions(NamedTuple):
+    """Output ``slot`` holds ``picked`` positions of the axis ``of`` (TopK, ArgMax).
+
+    They are numbered anew after a cut, so they may only be used to read the same axis.
+    """
+
+    slot: int
+    of: Port
+    picked: int
+
+
+class ReadAt(NamedTuple):
+    """The axis is read at positions that input ``slot`` holds."""
+
+    port: Port
+    slot: int
+
+
 class Unread(NamedTuple):
     """Only the size or the type of the axis is read, never an element."""
 
@@ -127,7 +145,21 @@ class Frozen(NamedTuple):
     reason: str
 
 
-Relation = Same | Product | Sum | Part | Blocks | Padded | Unread | Fold | Index | Fresh | Frozen
+Relation = (
+    Same
+    | Product
+    | Sum
+    | Part
+    | Blocks
+    | Padded
+    | Positions
+    | ReadAt
+    | Unread
+    | Fold
+    | Index
+    | Fresh
+    | Frozen
+)
 AxisRule = Callable[["View"], Iterable[Relation]]
 Rewrite = Callable[[ir.Node, "AxisMap", "Keep"], None]
 
@@ -156,7 +188,9 @@ __all__ = [
     "Padded",
     "Part",
     "Port",
+    "Positions",
     "Product",
+    "ReadAt",
     "Relation",
     "Rewrite",
     "Same",

@@ -12,13 +12,14 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.errors import PreconditionError
-from secateur.graph_passes.axes.analysis import node_name
 from secateur.graph_passes.axes.axis_map import AxisMap, constant
+from secateur.graph_passes.axes.constants import new_constant, replace_ints
 from secateur.graph_passes.axes.expression import Expr, Keep, indices, leaves, size
 from secateur.graph_passes.axes.relations import OUT, REWRITES
 from secateur.graph_passes.axes.rules.layout import slice_bounds, split_lengths
 from secateur.graph_passes.axes.sizes import static
 from secateur.graph_passes.axes.view import View
+from secateur.graph_passes.names import node_name
 
 
 @REWRITES.register("Reshape", "Expand", "ConstantOfShape")
@@ -111,11 +112,9 @@ def bounds(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     touched = [axis for axis, expr in enumerate(exprs) if _touched(expr, keep)]
     if found is None or not any(axis in found for axis in touched):
         return
-    if len(node.inputs) < 3:
-        raise PreconditionError("a Slice with attributes is cut", where=node_name(node))
     order = list(found)
     starts, stops = [], []
-    old = {slot: constant(node.inputs[slot]) for slot in (1, 2)}
+    old = {slot: _spelled(node, slot) for slot in (1, 2)}
     for i, axis in enumerate(order):
         start, stop, _ = found[axis]
         if axis in touched:
@@ -129,8 +128,20 @@ def bounds(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
             start, stop = int(old[1][i]), int(old[2][i])
         starts.append(static(start))
         stops.append(static(stop))
+    if len(node.inputs) < 3:
+        node.attributes["starts"] = ir.AttrInt64s("starts", starts)
+        node.attributes["ends"] = ir.AttrInt64s("ends", stops)
+        return
     replace_ints(node, 1, starts)
     replace_ints(node, 2, stops)
+
+
+def _spelled(node: ir.Node, slot: int) -> Sequence[int] | None:
+    """Starts (1) or ends (2) of a Slice as integers; None where they are computed."""
+    if len(node.inputs) < 3:
+        return tuple(node.attributes[("starts", "ends")[slot - 1]].as_ints())
+    array = constant(node.inputs[slot])
+    return None if array is None else [int(bound) for bound in array]
 
 
 @REWRITES.register("Split")
@@ -162,32 +173,5 @@ def resize_sizes(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     replace_ints(node, 3, [_entry(int(e), x, keep) for e, x in zip(old, exprs, strict=True)])
 
 
-def replace_ints(node: ir.Node, slot: int, entries: Sequence[int]) -> None:
-    """Give ``node`` an int64 constant of its own as input ``slot``."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    name = f"{node_name(node)}.input{slot}"
-    node.replace_input_with(slot, new_constant(graph, name, np.array(entries, np.int64)))
-
-
-def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """Register an initialiser under ``name``, or under that with a number if it is taken."""
-    unique, number = name, 1
-    while unique in graph.initializers:
-        unique, number = f"{name}.{number}", number + 1
-    tensor = ir.tensor(array, name=unique)
-    value = ir.Value(
-        name=unique,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(tensor.dtype),
-        const_value=tensor,
-    )
-    graph.register_initializer(value)
-    return value
-
-
 def _touched(expr: Expr, keep: Keep) -> bool:
     return any(atom in keep for atom in leaves(expr))
-
-
-__all__ = ["new_constant", "replace_ints"]

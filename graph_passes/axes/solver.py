@@ -55,6 +55,17 @@ class Solver:
             if reason not in atom.reasons:
                 atom.reasons.append(reason)
 
+    def require(self, expr: Expr, at_least: int, node: str = "") -> None:
+        """Let no fewer than ``at_least`` positions of an axis stay.
+
+        Only of a lone atom can this be asked; a composite axis is frozen.
+        """
+        resolved = resolve(expr)
+        if len(resolved) == 1 and isinstance(resolved[0], Atom):
+            resolved[0].at_least = max(resolved[0].at_least, at_least)
+        else:
+            self.freeze(resolved, Reason(f"{at_least} of its positions are picked", node))
+
     def unify(self, left: Expr, right: Expr, node: str = "") -> bool:
         """Make both sides the same axis; False where they had to be frozen."""
         left, right = resolve(left), resolve(right)
@@ -139,6 +150,8 @@ class Solver:
         atom.definition = expr
         for reason in atom.reasons:
             self.freeze(expr, reason)
+        if atom.at_least:
+            self.require(expr, atom.at_least, node)
         return True
 
     def _unify_products(self, left: Expr, right: Expr, node: str) -> bool:
@@ -217,6 +230,8 @@ class Solver:
             factor.definition = concatenation(parts)
             for reason in factor.reasons:
                 self.freeze(factor.definition, reason)
+            if factor.at_least:
+                self.require(factor.definition, factor.at_least)
             return parts
         before: list[Expr] = []
         terms = list(factor.terms)

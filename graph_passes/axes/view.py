@@ -62,6 +62,10 @@ class View:
         value = self.node.inputs[slot] if self.has(slot) else None
         return None if value is None else self._axes.ints(value)
 
+    def holds_positions(self, slot: int) -> bool:
+        """Tell whether an input holds positions of some axis."""
+        return self.has(slot) and self._axes.positions(self.node.inputs[slot]) is not None
+
     def integer(self, name: str, default: int) -> int:
         """Return an integer attribute."""
         return self.node.attributes.get_int(name, default)

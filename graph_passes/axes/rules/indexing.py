@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.graph_passes.axes.axis_map import AxisMap, constant
+from secateur.graph_passes.axes.constants import new_constant
 from secateur.graph_passes.axes.expression import Keep, indices, leaves
 from secateur.graph_passes.axes.relations import (
     AXIS_RULES,
@@ -18,13 +19,17 @@ from secateur.graph_passes.axes.relations import (
     Index,
     Port,
     Product,
+    ReadAt,
     Relation,
     Same,
     Unread,
 )
+from secateur.graph_passes.axes.rules.elementwise import elementwise
 from secateur.graph_passes.axes.view import View
+from secateur.graph_passes.names import node_name
 
 _COMPUTED = "it is read at computed positions"
+_UPDATES = "each of its positions is written somewhere"
 
 
 @AXIS_RULES.register("Gather")
@@ -43,7 +48,7 @@ def gather(view: View) -> Iterator[Relation]:
             yield Same((Port(0, axis), Port(OUT, out)))
     values, shape = view.constant(1), view.shape(0) or ()
     if values is None:
-        yield Frozen(Port(0, picked), _COMPUTED)
+        yield ReadAt(Port(0, picked), 1)
         for axis in range(n_index):
             yield Same((Port(1, axis), Port(OUT, picked + axis)))
         return
@@ -80,6 +85,8 @@ def renumber(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     The index tensor itself was cut along its own axes before.
     """
     values = constant(node.inputs[1])
+    if node.attributes.get_int("batch_dims", 0):
+        return  # then the axes that are read are frozen
     data = axes.at(node, 0)
     whole = data[node.attributes.get_int("axis", 0) % len(data)]
     if values is None or (node.op_type == "GatherND" and values.shape[-1] != 1):
@@ -89,14 +96,36 @@ def renumber(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     kept = indices(whole, keep)
     total = indices(whole, {}).size
     moved = np.searchsorted(kept, np.where(values < 0, values + total, values))
-    index = ir.tensor(moved.astype(values.dtype))
-    name = f"{node.name or node.outputs[0].name}.positions"
-    fresh = ir.Value(
-        name=name, const_value=index, shape=ir.Shape(moved.shape), type=ir.TensorType(index.dtype)
-    )
-    assert node.graph is not None
-    node.graph.register_initializer(fresh)
-    node.replace_input_with(1, fresh)
+    assert isinstance(node.graph, ir.Graph)
+    name = f"{node_name(node)}.positions"
+    node.replace_input_with(1, new_constant(node.graph, name, moved.astype(values.dtype)))
+
+
+@AXIS_RULES.register("Equal")
+def equal(view: View) -> Iterator[Relation]:
+    """Broadcast comparison; positions against 0, 1, 2, ... make a one-hot axis."""
+    yield from elementwise(view)
+    for slot, other in ((0, 1), (1, 0)):
+        shape, numbers = view.shape(other), view.constant(other)
+        if numbers is None or shape is None or not view.holds_positions(slot):
+            continue
+        counted = np.array_equal(numbers.reshape(-1), np.arange(numbers.size))
+        axis = next((a for a, length in enumerate(shape) if length == numbers.size), None)
+        if counted and axis is not None and numbers.size > 1:
+            yield ReadAt(Port(other, axis), slot)
+
+
+@REWRITES.register("Equal")
+def recount(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
+    """The numbers that positions are compared with are counted anew after a cut."""
+    for slot, other in ((0, 1), (1, 0)):
+        numbers, whole = constant(node.inputs[other]), axes.positions(node.inputs[slot])
+        if numbers is None or whole is None or not any(a in keep for a in leaves(whole)):
+            continue
+        moved = np.searchsorted(indices(whole, keep), numbers).astype(numbers.dtype)
+        assert isinstance(node.graph, ir.Graph)
+        name = f"{node_name(node)}.numbers"
+        node.replace_input_with(other, new_constant(node.graph, name, moved))
 
 
 @AXIS_RULES.register("GatherElements")
@@ -109,11 +138,12 @@ def gather_elements(view: View) -> Iterator[Relation]:
     for axis in range(len(data)):
         yield Same((Port(1, axis), Port(OUT, axis)))
         if axis == picked:
-            yield Frozen(Port(0, axis), _COMPUTED)
+            yield ReadAt(Port(0, axis), 1)
         elif data[axis] == index[axis]:
             yield Same((Port(0, axis), Port(OUT, axis)))
         else:
             yield Frozen(Port(0, axis), "only a part of it is read")
+            yield Frozen(Port(1, axis), "it goes along a part of the data")
 
 
 @AXIS_RULES.register("GatherND")
@@ -132,8 +162,11 @@ def gather_nd(view: View) -> Iterator[Relation]:
         for axis in range(1, len(data)):
             yield Same((Port(0, axis), Port(OUT, axis)))
         return
-    for axis in range(batch, batch + depth):
-        yield Frozen(Port(0, axis), _COMPUTED)
+    if depth == 1:
+        yield ReadAt(Port(0, batch), 1)
+    else:
+        for axis in range(batch, batch + depth):
+            yield Frozen(Port(0, axis), _COMPUTED)
     for axis in range(batch, len(index) - 1):
         yield Same((Port(1, axis), Port(OUT, axis)))
     for axis in range(batch + depth, len(data)):
@@ -150,16 +183,18 @@ def scatter_elements(view: View) -> Iterator[Relation]:
         yield Same((Port(0, axis), Port(OUT, axis)))
         yield Same((Port(1, axis), Port(2, axis)))
         if axis == written:
-            yield Frozen(Port(0, axis), "it is written at computed positions")
+            yield ReadAt(Port(0, axis), 1)
+            yield Frozen(Port(1, axis), _UPDATES)
         elif data[axis] == index[axis]:
             yield Same((Port(0, axis), Port(1, axis)))
         else:
             yield Frozen(Port(0, axis), "only a part of it is written")
+            yield Frozen(Port(1, axis), _UPDATES)
 
 
 @AXIS_RULES.register("ScatterND")
 def scatter_nd(view: View) -> Iterator[Relation]:
-    """(A..., r...), index (i..., K), updates (i..., r...) -> (A..., r...): K axes are frozen."""
+    """(A..., r...), index (i..., K), updates (i..., r...) -> (A..., r...): A and i are frozen."""
     rank, index = view.rank(0), view.shape(1)
     if rank is None or index is None or not isinstance(index[-1], int):
         return
@@ -173,6 +208,7 @@ def scatter_nd(view: View) -> Iterator[Relation]:
             yield Frozen(Port(0, axis), "it is written at computed positions")
     for axis in range(len(index) - 1):
         yield Same((Port(1, axis), Port(2, axis)))
+        yield Frozen(Port(1, axis), _UPDATES)
 
 
 @AXIS_RULES.register("OneHot")
@@ -183,7 +219,20 @@ def one_hot(view: View) -> Iterator[Relation]:
     for axis in range(rank):
         yield Same((Port(0, axis), Port(OUT, axis if axis < new else axis + 1)))
     yield Fresh(Port(OUT, new))
-    yield Frozen(Port(OUT, new), "its positions are class numbers")
+    yield ReadAt(Port(OUT, new), 0)
+
+
+@REWRITES.register("OneHot")
+def one_hot_depth(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
+    """The depth is the number of positions that are left."""
+    exprs = axes.at(node, OUT)
+    expr = exprs[node.attributes.get_int("axis", -1) % len(exprs)]
+    depth = constant(node.inputs[1])
+    if depth is None or not any(atom in keep for atom in leaves(expr)):
+        return
+    left = np.full(depth.shape, len(indices(expr, keep)), depth.dtype)
+    assert isinstance(node.graph, ir.Graph)
+    node.replace_input_with(1, new_constant(node.graph, f"{node_name(node)}.depth", left))
 
 
 @AXIS_RULES.register("Trilu")

@@ -12,6 +12,7 @@ from secateur.graph_passes.axes.relations import (
     Fresh,
     Frozen,
     Port,
+    Positions,
     Relation,
     Same,
     Unread,
@@ -73,13 +74,15 @@ def _reduced(view: View) -> frozenset[int] | None:
 
 @AXIS_RULES.register("ArgMax", "ArgMin")
 def arg_reduce(view: View) -> Iterator[Relation]:
-    """The searched axis is read by position and stays frozen; the others are carried."""
+    """The searched axis folds; its positions come out, the others are carried."""
     rank = view.rank(0) or 0
     searched = view.integer("axis", 0) % max(rank, 1)
     out = 0
     for axis in range(rank):
         if axis == searched:
-            yield Frozen(Port(0, axis), "the position of an extreme is read")
+            smallest = view.node.op_type == "ArgMin"
+            yield Fold((Port(0, axis),), math.inf if smallest else -math.inf)
+            yield Positions(OUT, Port(0, axis), 1)
             if not view.integer("keepdims", 1):
                 continue
             yield Fresh(Port(OUT, out), 1)
@@ -105,16 +108,26 @@ def cumulative_sum(view: View) -> Iterator[Relation]:
 
 @AXIS_RULES.register("TopK")
 def top_k(view: View) -> Iterator[Relation]:
-    """The searched axis is read by position and stays frozen; the others are carried."""
+    """(..., A, ...) -> values and positions (..., K, ...).
+
+    Cut elements at -inf are never picked while K others are left; the positions that
+    come out may only be used to read A itself (experts), else A is frozen.
+    """
     rank = view.rank(0) or 0
     searched = view.integer("axis", -1) % max(rank, 1)
     for axis in range(rank):
         if axis != searched:
             yield Same((Port(0, axis), Port(OUT, axis), Port(~1, axis)))
             continue
-        yield Frozen(Port(0, axis), "the positions of the largest are read")
         k = view.ints(1)
+        if k is not None and isinstance(k[0], int):
+            smallest = view.integer("largest", 1) == 0
+            yield Fold((Port(0, axis),), math.inf if smallest else -math.inf)
+            yield Positions(~1, Port(0, axis), k[0])
+        else:
+            yield Frozen(Port(0, axis), "a computed number of the largest is picked")
         yield Fresh(Port(OUT, axis), k[0] if k else None)
         yield Same((Port(OUT, axis), Port(~1, axis)))
+        yield Frozen(Port(OUT, axis), "the number of the largest is spelled out")
     if (view.rank(1) or 0) > 0:
         yield Unread(Port(1, 0))

@@ -1,0 +1,39 @@
+"""New constants for a graph that is being rewritten."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from secateur.graph_passes.names import node_name
+
+
+def replace_ints(node: ir.Node, slot: int, entries: Sequence[int]) -> None:
+    """Give ``node`` an integer constant of its own, of the type that stood there, as input."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    name = f"{node_name(node)}.input{slot}"
+    old = node.inputs[slot]
+    dtype = np.int32 if old is not None and old.dtype == ir.DataType.INT32 else np.int64
+    node.replace_input_with(slot, new_constant(graph, name, np.array(entries, dtype)))
+
+
+def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Register an initialiser under ``name``, or under that with a number if it is taken."""
+    unique, number = name, 1
+    while unique in graph.initializers:
+        unique, number = f"{name}.{number}", number + 1
+    tensor = ir.tensor(array, name=unique)
+    value = ir.Value(
+        name=unique,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(tensor.dtype),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
+__all__ = ["new_constant", "replace_ints"]
