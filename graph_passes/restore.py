@@ -1,0 +1,117 @@
+"""Put per-token outputs back to their original positions.
+
+A model that labels tokens, or returns its last hidden states, goes on returning one row
+per input token: kept tokens get their row, dropped ones zeros, or the hidden state with
+which they left (for outputs that are hidden states themselves).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import onnx_ir as ir
+
+from secateur.errors import PreconditionError
+from secateur.graph_passes.axes import Expr, show, size
+from secateur.graph_passes.selection.budget import Kept
+from secateur.graph_passes.selection.emit import Emitter
+from secateur.graph_passes.selection.region import Regions
+from secateur.graph_passes.selection.versions import Versions
+from secateur.graph_passes.shape_repair import tokens_before
+
+Dropped = Literal["zero", "exit", "leave"]
+"""What the row of a dropped token holds; ``leave`` returns kept rows only, (B, K, ...)."""
+
+
+class Restorer:
+    """Restores the outputs of one graph; positions are computed once per region."""
+
+    def __init__(self, emit: Emitter, versions: Versions, regions: Regions) -> None:
+        self.emit = emit
+        self.regions = regions
+        self._versions = versions
+        self._places: dict[int, ir.Value] = {}
+        self._originals: dict[int, ir.Value] = {}
+
+    def kept(self, region: int) -> Kept:
+        """Return the selection that opens a region."""
+        return self._versions.kept[region - 1]
+
+    def original_positions(self, region: int) -> ir.Value:
+        """Return (B, K) int64: where each kept token stood before the first cut."""
+        if region not in self._originals:
+            kept = self.kept(region)
+            self._originals[region] = (
+                kept.index
+                if region == 1
+                else self._versions.gather(self.original_positions(region - 1), region)
+            )
+        return self._originals[region]
+
+    def restore(self, value: ir.Value, region: int, dropped: Dropped) -> ir.Value:
+        """(B, K, ...) of a region -> (B, N, ...).
+
+        Raises:
+            PreconditionError: the tokens are not axis 1, or "exit" is asked for a value that
+                is not a hidden state.
+        """
+        exprs = self.regions.axes.of(value)
+        self._check(value, exprs, dropped)
+        places = self._place(region)
+        ahead = self.emit.op("Pad", value, self._pads(len(exprs)))
+        indices = self.emit.unsqueeze(places, (2,))
+        rows = self.emit.op("GatherND", ahead, indices, batch_dims=1)
+        if dropped != "exit":
+            return rows
+        was_kept = self.emit.unsqueeze(
+            self.emit.op("Greater", places, self.emit.ints(0)), range(2, len(exprs))
+        )
+        left_with = self.regions.cuts[region - 1].value
+        if region > 1:
+            left_with = self.restore(left_with, region - 1, "exit")
+        return self.emit.op("Where", was_kept, rows, left_with)
+
+    def _place(self, region: int) -> ir.Value:
+        """Return (B, N) int64: 1 + slot of each original token, 0 for a dropped one."""
+        if region in self._places:
+            return self._places[region]
+        emit, kept = self.emit, self.kept(region)
+        positions = self.original_positions(region)
+        total = tokens_before(emit, self.regions)
+        if kept.valid is not None:  # empty slots write to a column of their own
+            positions = emit.op("Where", kept.valid, positions, total)
+        one = emit.ints(1)
+        # 1 .. K, (K,) broadcast to (B, K)
+        slots = emit.op("CumSum", emit.op("Expand", one, kept.length), emit.ints(0))
+        updates = emit.op("Expand", slots, emit.op("Shape", positions))
+        batch = emit.op("Shape", positions, start=0, end=1)
+        width = emit.op("Concat", batch, emit.op("Add", total, one), axis=0)
+        blank = emit.op("Expand", emit.ints(0), width)
+        placed = emit.op("ScatterElements", blank, positions, updates, axis=1)
+        cut = emit.op("Slice", placed, emit.ints(0), total, one)
+        self._places[region] = cut
+        return cut
+
+    def _pads(self, rank: int) -> ir.Value:
+        """One row of zeros ahead of the tokens."""
+        return self.emit.ints(*(1 if axis == 1 else 0 for axis in range(2 * rank)))
+
+    def _check(self, value: ir.Value, exprs: tuple[Expr, ...], dropped: Dropped) -> None:
+        tokens = [axis for axis, expr in enumerate(exprs) if self.regions.bears(expr)]
+        is_plain = tokens == [1] and self.regions.is_tokens(exprs[1])
+        if not is_plain or exprs[0] != self.regions.batch:
+            raise PreconditionError(
+                f"the output {value.name!r} cannot be put back to the original positions",
+                got=" x ".join(show(expr) for expr in exprs),
+                wanted="(B, N, ...)",
+                next_step="drop this output, or return kept rows only (outputs='leave')",
+            )
+        if dropped == "exit" and exprs != self.regions.axes.of(self.regions.cuts[0].value):
+            raise PreconditionError(
+                f"the output {value.name!r} is not a hidden state",
+                got=" x ".join(str(size(expr)) for expr in exprs),
+                next_step="fill dropped tokens with zeros (outputs='zero')",
+            )
+
+
+__all__ = ["Dropped", "Restorer"]

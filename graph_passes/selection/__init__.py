@@ -1,0 +1,1 @@
+"""Parts of token selection: budget, regions, gathered versions, validity, emission."""

@@ -1,0 +1,195 @@
+"""How many tokens of each sample stay, and which: the arithmetic of a selection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from secateur.errors import BadInputError
+from secateur.graph_passes.selection.emit import Emitter, named
+
+_PER_MILLE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A share of each sample's valid tokens, or an absolute number of them.
+
+    Attributes:
+        kind: ``permille`` of the valid tokens, rounded up, or ``count``.
+        default: 1 to 1000, or a number of tokens.
+        is_input: Whether the number is an int64 input of the graph, ``<site>.permille`` or
+            ``<site>.k``, so that one engine serves every ratio; else a constant.
+        protected: Leading tokens that always stay, at least 1.
+    """
+
+    kind: Literal["permille", "count"] = "permille"
+    default: int = 600
+    is_input: bool = True
+    protected: int = 1
+
+    def __post_init__(self) -> None:
+        top = _PER_MILLE if self.kind == "permille" else None
+        if self.default < 1 or (top is not None and self.default > top):
+            raise BadInputError(
+                f"a budget of {self.default} {self.kind} keeps nothing or more than all",
+                wanted="1 to 1000" if top else "1 or more",
+                next_step="keep=0.6 is 600 permille",
+            )
+        if self.protected < 1:
+            raise BadInputError(
+                "at least one token stays protected",
+                got=f"protected={self.protected}",
+                next_step="an empty sequence has no attention; use protected=1",
+            )
+
+    def input_name(self, site: str) -> str:
+        """Return the name of the graph input that carries the number."""
+        return f"{site}.permille" if self.kind == "permille" else f"{site}.k"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What one selection kept, as values of the graph.
+
+    Attributes:
+        index: (B, K) int64 positions before the selection, ascending; a slot that holds
+            no token points at the last position.
+        valid: (B, K) bool, False in slots that hold no token; None where none can be empty.
+        length: (1,) int64, K.
+        before: (1,) int64, the number of tokens before the selection.
+        counts: (B, 1) int64 kept tokens per sample; None where all are K.
+    """
+
+    index: ir.Value
+    valid: ir.Value | None
+    length: ir.Value
+    before: ir.Value
+    counts: ir.Value | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens that reach a selection.
+
+    Attributes:
+        length: (1,) int64, N.
+        valid: (B, N) bool; None where every token is.
+        counts: (B, 1) int64 valid tokens per sample, where they are known already.
+    """
+
+    length: ir.Value
+    valid: ir.Value | None
+    counts: ir.Value | None
+
+
+def protect(emit: Emitter, score: ir.Value, tokens: Tokens, protected: int) -> ir.Value:
+    """Put the protected prefix above all tokens (+inf) and padding below (-inf)."""
+    last = emit.ints(np.iinfo(np.int64).max)
+    rest = emit.op("Slice", score, emit.ints(protected), last, emit.ints(1))
+    ahead = emit.ints(0, protected, 0, 0)
+    score = emit.op("Pad", rest, ahead, emit.number(np.inf, ir.DataType.FLOAT))
+    if tokens.valid is None:
+        return score
+    return emit.op("Where", tokens.valid, score, emit.number(-np.inf, ir.DataType.FLOAT))
+
+
+def keep(emit: Emitter, score: ir.Value, tokens: Tokens, budget: Budget, site: str) -> Kept:
+    """Emit everything between the score and the kept positions.
+
+    Args:
+        emit: Where the nodes go.
+        score: (B, N) float32, larger is kept.
+        tokens: What is selected from.
+        budget: How much of it.
+        site: Prefix of the names.
+    """
+    counts, length = _counts(emit, tokens, budget, site)
+    named(length, f"{site}.length")
+    valid = None
+    if counts is not None:
+        slots = emit.op(
+            "Range",
+            emit.constant(np.array(0, dtype=np.int64)),
+            emit.squeeze(length, (0,)),
+            emit.constant(np.array(1, dtype=np.int64)),
+        )
+        valid = named(emit.op("Less", slots, counts), f"{site}.valid")
+    index = ascending(emit, score, Kept(score, valid, length, tokens.length, counts))
+    return Kept(index, valid, length, tokens.length, counts)
+
+
+def ascending(emit: Emitter, score: ir.Value, kept: Kept) -> ir.Value:
+    """(B, N) scores -> (B, K) positions of the largest, in their order.
+
+    Empty slots point at the last position, so that they sort behind every token and no
+    backend's order among padding can show.
+    """
+    _, index = emit.node("TopK", (score, kept.length), {"axis": 1}, outputs=2)
+    if kept.valid is not None:
+        last = emit.op("Sub", kept.before, emit.ints(1))
+        index = emit.op("Where", kept.valid, index, last)
+    order = {"axis": 1, "largest": 0}
+    return emit.node("TopK", (index, kept.length), dict(order), outputs=2)[0]
+
+
+def _counts(
+    emit: Emitter, tokens: Tokens, budget: Budget, site: str
+) -> tuple[ir.Value | None, ir.Value]:
+    """Return the kept tokens per sample (None: all alike) and K."""
+    amount = _amount(emit, budget, site)
+    protected = emit.ints(budget.protected)
+    if tokens.valid is None:
+        wanted = _share(emit, tokens.length, amount) if budget.kind == "permille" else amount
+        return None, _clamped(emit, wanted, protected, tokens.length)
+    available = tokens.counts
+    if available is None:
+        ones = emit.op("Cast", tokens.valid, to=ir.DataType.INT64.value)
+        available = emit.op("ReduceSum", ones, emit.ints(1), keepdims=1)
+    wanted = _share(emit, available, amount) if budget.kind == "permille" else amount
+    counts = emit.op("Min", emit.op("Max", wanted, protected), available)
+    widest = emit.op("ReduceMax", counts, emit.ints(0), keepdims=0)
+    # at least 1: a batch of nothing but padding must not make an empty sequence
+    return counts, emit.op("Min", emit.op("Max", widest, emit.ints(1)), tokens.length)
+
+
+def _amount(emit: Emitter, budget: Budget, site: str) -> ir.Value:
+    if not budget.is_input:
+        return emit.ints(budget.default)
+    value = ir.Value(
+        name=budget.input_name(site),
+        shape=ir.Shape([1]),
+        type=ir.TensorType(ir.DataType.INT64),
+    )
+    emit.graph.inputs.append(value)
+    return value
+
+
+def _share(emit: Emitter, tokens: ir.Value, permille: ir.Value) -> ir.Value:
+    """Number of tokens that a share of ``tokens`` is, rounded up, in integers."""
+    folded = _folded(tokens, permille)
+    if folded is not None:
+        return emit.ints(-(-folded[0] * folded[1] // _PER_MILLE))
+    raised = emit.op("Add", emit.op("Mul", tokens, permille), emit.ints(_PER_MILLE - 1))
+    return emit.op("Div", raised, emit.ints(_PER_MILLE))
+
+
+def _clamped(emit: Emitter, wanted: ir.Value, low: ir.Value, high: ir.Value) -> ir.Value:
+    folded = _folded(wanted, low, high)
+    if folded is not None:
+        return emit.ints(min(max(folded[0], folded[1]), folded[2]))
+    return emit.op("Min", emit.op("Max", wanted, low), high)
+
+
+def _folded(*values: ir.Value) -> tuple[int, ...] | None:
+    """Return the numbers where all are constants."""
+    tensors = [value.const_value for value in values]
+    if any(tensor is None for tensor in tensors):
+        return None
+    return tuple(int(tensor.numpy()[0]) for tensor in tensors if tensor is not None)
+
+
+__all__ = ["Budget", "Kept", "Tokens", "ascending", "keep", "protect"]

@@ -1,0 +1,217 @@
+"""What a chain of cuts reaches: a region per node, the values that cross, what is refused.
+
+Region r is what descends from the readers of the r-th cut. One analysis of the uncut
+graph serves all cuts, because they share the token axis and follow one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from secateur.errors import PreconditionError
+from secateur.graph_passes.axes import AxisMap, Expr, leaves, node_name, show, size
+from secateur.graph_passes.axes.expression import resolve
+from secateur.graph_passes.axes.shape_values import SHAPE_SLOTS
+from secateur.graph_passes.selection.flow import reads_shape_only
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One place where tokens leave.
+
+    Attributes:
+        site: Name for messages.
+        value: (B, N, D), reduced for its readers.
+        readers: The uses to rewire, recorded before anything is spliced.
+    """
+
+    site: str
+    value: ir.Value
+    readers: tuple[tuple[ir.Node, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """A value with the token axis that a node reads from an earlier region."""
+
+    node: ir.Node
+    slot: int
+    value: ir.Value
+    exprs: tuple[Expr, ...]
+    source: int
+    region: int
+
+
+@dataclass
+class Regions:
+    """The chain of cuts on one graph.
+
+    Attributes:
+        axes: Analysis of the graph before any cut.
+        cuts: In the order of the flow.
+        tokens: The token axis as an expression.
+        batch: The batch axis as an expression.
+        order: Nodes in topological order, as they were before the cuts.
+        of: Region per node; a node that is not in it has region 0.
+    """
+
+    axes: AxisMap
+    cuts: tuple[Cut, ...]
+    tokens: Expr
+    batch: Expr
+    order: list[ir.Node]
+    of: dict[ir.Node, int] = field(default_factory=dict)
+    _inputs: dict[ir.Node, tuple[ir.Value | None, ...]] = field(default_factory=dict)
+    _exprs: dict[tuple[ir.Node, int], list[Expr]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Keep the inputs as they are now: the pass rewires nodes as it goes along."""
+        for node in self.order:
+            self._inputs[node] = tuple(node.inputs)
+            for slot in range(len(node.inputs)):
+                exprs = self.axes.raw(node, slot)
+                if exprs is not None:
+                    self._exprs[node, slot] = exprs
+
+    def inputs(self, node: ir.Node) -> tuple[ir.Value | None, ...]:
+        """Return the inputs that a node had before any cut."""
+        return self._inputs[node]
+
+    def exprs(self, node: ir.Node, slot: int) -> tuple[Expr, ...] | None:
+        """Return the axes of an input before any cut, None where its rank is unknown."""
+        exprs = self._exprs.get((node, slot))
+        return None if exprs is None else tuple(resolve(expr) for expr in exprs)
+
+    def bears(self, expr: Expr) -> bool:
+        """Tell whether an axis is made, in part at least, of token positions."""
+        atoms = set(leaves(self.tokens))
+        return any(atom in atoms for atom in leaves(expr))
+
+    def is_tokens(self, expr: Expr) -> bool:
+        """Tell whether an axis is the token axis, whole and alone."""
+        return expr == self.tokens
+
+    def edge(self, node: ir.Node, slot: int) -> int:
+        """Return the region that input ``slot`` of ``node`` comes from."""
+        value = self._inputs[node][slot]
+        for number, cut in enumerate(self.cuts, start=1):
+            if value is cut.value and (node, slot) in cut.readers:
+                return number
+        producer = None if value is None else value.producer()
+        return 0 if producer is None else self.of.get(producer, 0)
+
+    def in_region(self) -> Iterator[tuple[ir.Node, int]]:
+        """Yield the nodes behind a cut with their region, in graph order."""
+        for node in self.order:
+            if region := self.of.get(node, 0):
+                yield node, region
+
+    def data_slots(self, node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
+        """Yield the inputs of a node that carry data, not a shape."""
+        spelled = frozenset[int]() if node.domain else SHAPE_SLOTS.get(node.op_type, frozenset())
+        for slot, value in enumerate(self._inputs[node]):
+            if value is not None and slot not in spelled:
+                yield slot, value
+
+
+def map_regions(model: ir.Model, axes: AxisMap, cuts: tuple[Cut, ...]) -> Regions:
+    """Find the region of every node.
+
+    Raises:
+        PreconditionError: the cuts are not one chain along one token axis.
+    """
+    batch, tokens = _axes_of_cut(axes, cuts[0])
+    regions = Regions(axes, cuts, tokens, batch, list(model.graph))
+    for node in regions.order:
+        if reads_shape_only(node) or _is_size(node, axes):
+            continue
+        edges = [regions.edge(node, slot) for slot, _ in regions.data_slots(node)]
+        region = max(edges, default=0)
+        if region:
+            regions.of[node] = region
+    _check_chain(regions)
+    return regions
+
+
+def crossings(regions: Regions) -> list[Crossing]:
+    """Return every input of a region that carries tokens and was made before its cut.
+
+    Raises:
+        PreconditionError: an input of the region has unknown axes.
+    """
+    found = []
+    for node, region in regions.in_region():
+        for slot, value in regions.data_slots(node):
+            source = regions.edge(node, slot)
+            if source == region or regions.axes.entries(value) is not None:
+                continue
+            exprs = regions.exprs(node, slot)
+            if exprs is None:
+                raise refusal(regions, node, f"the axes of its input {value.name!r} are unknown")
+            if any(regions.bears(expr) for expr in exprs):
+                found.append(Crossing(node, slot, value, exprs, source, region))
+    return found
+
+
+def refusal(regions: Regions, node: ir.Node, reason: str, next_step: str = "") -> PreconditionError:
+    """Return the error for a node that cannot stand behind the cut it is behind."""
+    region = regions.of.get(node, 1)
+    cut = regions.cuts[max(region, 1) - 1]
+    return PreconditionError(
+        f"tokens cannot be selected at {cut.site}: {reason}",
+        where=f"{node.op_type} node {node_name(node)}",
+        next_step=next_step or "select at a later site, or change the model at this node",
+    )
+
+
+def _is_size(node: ir.Node, axes: AxisMap) -> bool:
+    return bool(node.outputs) and axes.entries(node.outputs[0]) is not None
+
+
+def _axes_of_cut(axes: AxisMap, cut: Cut) -> tuple[Expr, Expr]:
+    try:
+        exprs = axes.of(cut.value)
+    except KeyError:
+        exprs = ()
+    if len(exprs) != 3:
+        raise PreconditionError(
+            f"tokens cannot be selected at {cut.site}: the residual stream is not (B, N, D)",
+            where=f"value {cut.value.name!r}",
+            got=f"{len(exprs)} axes: " + ", ".join(show(expr) for expr in exprs),
+            next_step="choose cut='attention', or export with batch-first layout",
+        )
+    if size(exprs[1]) == 1:
+        raise PreconditionError(
+            f"tokens cannot be selected at {cut.site}: there is only one token",
+            where=f"value {cut.value.name!r}",
+            next_step="export with a longer example input",
+        )
+    return exprs[0], exprs[1]
+
+
+def _check_chain(regions: Regions) -> None:
+    for number, cut in enumerate(regions.cuts[1:], start=1):
+        producer = cut.value.producer()
+        behind = 0 if producer is None else regions.of.get(producer, 0)
+        if behind != number:
+            previous = regions.cuts[number - 1].site
+            raise PreconditionError(
+                f"the sites {previous} and {cut.site} do not follow one another",
+                where=f"value {cut.value.name!r}",
+                wanted="sites of one branch of the model, each with its own cut",
+                next_step="select in one branch at a time",
+            )
+        if _axes_of_cut(regions.axes, cut)[1] != regions.tokens:
+            raise PreconditionError(
+                f"{cut.site} has another token axis than {regions.cuts[0].site}",
+                where=f"value {cut.value.name!r}",
+                got=show(_axes_of_cut(regions.axes, cut)[1]),
+                wanted=show(regions.tokens),
+                next_step="select along one token axis at a time",
+            )
+
+
+__all__ = ["Crossing", "Cut", "Regions", "crossings", "map_regions", "refusal"]
