@@ -18,7 +18,7 @@ import numpy as np
 from secateur.errors import BadInputError
 from secateur.runtime.archive import pack
 from secateur.runtime.backend import Built
-from secateur.runtime.bundle import MODEL_NAME, is_bundle, open_bundle
+from secateur.runtime.bundle import FORCED_NAME, MODEL_NAME, is_bundle, open_bundle
 from secateur.runtime.files import (
     inside,
     partial_path,
@@ -77,9 +77,22 @@ class Draft:
         entry = EngineEntry(f"{folder}/model.engine", f"{folder}/model.engine.json", requires)
         self.manifest = self.manifest.with_engine(target, entry)
 
+    def add_forced_engine(self, target: str, built: Built) -> None:
+        """Write the engine of the forced twin beside a target's own."""
+        name = f"engines/{parse_target(target).folder}/forced.engine"
+        self.write(name, built.engine)
+        self.write_json(f"{name}.json", dict(built.record))
+        entry = replace(self.manifest.engines[target], forced=name)
+        self.manifest = self.manifest.with_engine(target, entry)
+
     def add_onnxruntime(self, *, optimisation: str) -> None:
-        """Enter ONNX Runtime, which runs the model file itself, as a target."""
-        entry = EngineEntry(MODEL_NAME, "", ONNXRUNTIME_REQUIREMENT, {"optimisation": optimisation})
+        """Enter ONNX Runtime, which runs the model file itself, as a target.
+
+        Place the forced twin before this, so that parity finds it.
+        """
+        forced = FORCED_NAME if (self.folder / FORCED_NAME).is_file() else ""
+        options = {"optimisation": optimisation}
+        entry = EngineEntry(MODEL_NAME, "", ONNXRUNTIME_REQUIREMENT, forced, options)
         self.manifest = self.manifest.with_engine("onnxruntime", entry)
 
     def _target(self, name: str) -> Path:

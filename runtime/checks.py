@@ -41,7 +41,7 @@ def check_build(
     for name, span in (*spec.profiles.items(), *spec.shape_values.items()):
         span.check(name)
     _check_names(outline, spec)
-    _check_profiles(outline, spec)
+    check_profiles(outline, spec)
     _check_shape_values(tuple(sites), outline, spec)
     if target.backend == "rtx":
         _check_operators(outline)
@@ -149,7 +149,7 @@ def _check_names(outline: ModelOutline, spec: EngineSpec) -> None:
                 )
 
 
-def _check_profiles(outline: ModelOutline, spec: EngineSpec) -> None:
+def check_profiles(outline: ModelOutline, spec: EngineSpec) -> None:
     """Every dynamic input has a range of its rank that holds its static sizes."""
     for info in outline.inputs:
         dynamic = any(isinstance(size, str) for size in info.shape)
@@ -256,6 +256,7 @@ __all__ = [
     "MAX_TOP_K",
     "UNSUPPORTED_BY_RTX",
     "check_build",
+    "check_profiles",
     "default_shape_values",
     "describe",
     "kept_at",

@@ -28,12 +28,14 @@ class FileRecord:
 class EngineEntry:
     """One target's engine: its file, its side-car ("" for none) and the version it needs.
 
-    ``options`` are the backend's own, such as ``{"optimisation": "all"}``.
+    ``forced`` is the engine of the forced twin ("" for none) that parity runs; ``options``
+    are the backend's own, such as ``{"optimisation": "all"}``.
     """
 
     file: str
     record: str
     requires: str
+    forced: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -125,6 +127,7 @@ def _from_record(record: Mapping[str, Any]) -> Manifest:
                 str(entry["file"]),
                 str(entry["record"]),
                 str(entry["requires"]),
+                str(entry.get("forced", "")),
                 dict(entry.get("options", {})),
             )
             for name, entry in record["engines"].items()
@@ -151,6 +154,7 @@ def _engine_to_json(entry: EngineEntry) -> dict[str, Any]:
         "file": entry.file,
         "record": entry.record,
         "requires": entry.requires,
+        "forced": entry.forced,
         "options": dict(entry.options),
     }
 

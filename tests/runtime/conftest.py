@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+
+from secateur.runtime.backend import EngineSpec, ShapeRange
+from secateur.runtime.bundle_writer import new_bundle
+from secateur.runtime.compare import SelectionReference
+from secateur.runtime.goldens import GoldenCase, goldens_to_bytes
 
 SITE = {
     "site": "encoder.layer.0",
@@ -152,12 +158,62 @@ def tokens() -> np.ndarray:
 
 
 @pytest.fixture
-def bundle_path(tmp_path: Path, selecting_path: Path) -> Path:
-    from secateur.runtime.bundle_writer import new_bundle
+def spec() -> EngineSpec:
+    """Profiles of ``x`` [batch, tokens, 8]; the budget's range follows from them."""
+    return EngineSpec(profiles={"x": ShapeRange((1, 4, 8), (1, 8, 8), (4, 16, 8))})
 
+
+@pytest.fixture
+def bundle_path(tmp_path: Path, selecting_path: Path, spec: EngineSpec) -> Path:
     path = tmp_path / "bundle"
     with new_bundle(path) as draft:
         draft.place_model("model.onnx", selecting_path)
         draft.write("recipe.yaml", "name: test\n")
+        draft.manifest = replace(draft.manifest, spec=spec)
         draft.add_onnxruntime(optimisation="disabled")
     return path
+
+
+@pytest.fixture
+def goldens(tokens: np.ndarray) -> tuple[GoldenCase, ...]:
+    """Two batches answered by NumPy alone."""
+    return tuple(_answer(tokens * scale, k) for scale, k in ((1.0, 2), (-1.0, 3)))
+
+
+@pytest.fixture
+def proven_path(
+    tmp_path: Path,
+    selecting_path: Path,
+    forced_path: Path,
+    dense_path: Path,
+    goldens: tuple[GoldenCase, ...],
+    spec: EngineSpec,
+) -> Path:
+    """A bundle with forced twin, dense model and goldens."""
+    path = tmp_path / "proven"
+    with new_bundle(path) as draft:
+        draft.place_model("model.onnx", selecting_path)
+        draft.place_model("model.forced.onnx", forced_path)
+        draft.place_model("model.dense.onnx", dense_path)
+        draft.write("goldens.npz", goldens_to_bytes(goldens))
+        draft.manifest = replace(draft.manifest, spec=spec)
+        draft.add_onnxruntime(optimisation="all")
+    return path
+
+
+def _answer(x: np.ndarray, k: int) -> GoldenCase:
+    """Keep the k tokens with the largest first feature, in order, and project them."""
+    score = x[:, :, 0]
+    index = np.sort(np.argsort(-score, axis=1, kind="stable")[:, :k], axis=1)
+    bias = np.zeros(score.shape, np.float32)
+    np.put_along_axis(bias, index, 1e9, axis=1)
+    kept = np.take_along_axis(x, index[:, :, None], axis=1)
+    return GoldenCase(
+        inputs={"x": x, "encoder.layer.0.k": np.array([k])},
+        outputs={"y": kept @ _weights(8, 8)},
+        forced={"encoder.layer.0.score_bias": bias},
+        selections={
+            "encoder.layer.0": SelectionReference(score, index, np.ones(score.shape, bool))
+        },
+        kept=index,
+    )

@@ -1,0 +1,72 @@
+"""Builds a bundle's engines from the model that it holds."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from secateur.errors import BadInputError
+from secateur.runtime.backend import BACKENDS, Built, EngineSpec
+from secateur.runtime.bundle import FORCED_NAME, MODEL_NAME
+from secateur.runtime.bundle_writer import Draft
+from secateur.runtime.checks import check_build, symbol_ranges
+from secateur.runtime.onnx_outline import read_outline
+from secateur.runtime.profiles import complete_spec, profiles_from_dimensions
+from secateur.runtime.sites import sites_from_metadata
+from secateur.runtime.targets import Target, parse_target
+from secateur.runtime.tensorrt import TensorRtRtx
+from secateur.runtime.versions import same_series
+
+logger = logging.getLogger(__name__)
+
+
+def build_target(draft: Draft, target: str, *, optimisation: str, forced: bool) -> None:
+    """Build one target's engine from the draft's model and enter it in the manifest.
+
+    ``draft.manifest.spec`` gives the profiles; ranges of budgets default to what follows from
+    them. ``optimisation`` is ONNX Runtime's level as deployed. With ``forced`` the engine of
+    the forced twin is built too, where the bundle carries one: parity on the target needs it.
+    """
+    parsed = parse_target(target)
+    model = draft.folder / MODEL_NAME
+    if not model.is_file():
+        raise BadInputError("the bundle holds no model", where=str(draft.folder), wanted=MODEL_NAME)
+    if parsed.backend == "onnxruntime":
+        _check_runs(model, optimisation)
+        draft.add_onnxruntime(optimisation=optimisation)
+        return
+    built = _build(model, draft.manifest.spec, parsed)
+    requires = same_series(str(built.record["versions"]["tensorrt"]))
+    draft.add_engine(str(parsed), built, requires=requires)
+    twin = draft.folder / FORCED_NAME
+    if forced and twin.is_file():
+        spec = forced_spec(twin, draft.manifest.spec)
+        draft.add_forced_engine(str(parsed), _build(twin, spec, parsed))
+
+
+def forced_spec(twin: Path, spec: EngineSpec) -> EngineSpec:
+    """The specification of a forced twin: its score biases are real inputs, ``[B, N]``."""
+    outline = read_outline(twin)
+    missing = [info for info in outline.inputs if info.name not in spec.profiles]
+    symbols = symbol_ranges(outline, spec.profiles)
+    used = {size for info in missing for size in info.shape if isinstance(size, str)}
+    ranges = {name: ends for name, ends in symbols.items() if any(name in size for size in used)}
+    return replace(spec, profiles={**spec.profiles, **profiles_from_dimensions(missing, ranges)})
+
+
+def _build(model: Path, spec: EngineSpec, target: Target) -> Built:
+    outline = read_outline(model)
+    complete = complete_spec(outline, spec, target)
+    check_build(outline, sites_from_metadata(outline.metadata), complete, target)
+    logger.info("building %s for %s", model.name, target)
+    return TensorRtRtx().build_with_record(model, complete)
+
+
+def _check_runs(model: Path, optimisation: str) -> None:
+    """Open the model once: what ONNX Runtime cannot load must not become a target."""
+    with BACKENDS["onnxruntime"](optimisation=optimisation).session(model):
+        return
+
+
+__all__ = ["build_target", "forced_spec"]
