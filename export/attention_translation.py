@@ -53,7 +53,9 @@ def _fused(opset: int) -> Translation:
         if attn_mask is not None and _dims(attn_mask)[-2] == 1:
             rows = op.Shape(query, start=2, end=3)
             one = op.Constant(value_ints=[1])
+            dims = [*_dims(attn_mask)[:-2], _dims(query)[-2], _dims(attn_mask)[-1]]
             attn_mask = op.Expand(attn_mask, op.Concat(one, one, rows, one, axis=0))
+            attn_mask.shape = ir.Shape(dims)
         outputs = op.Attention(
             query, key, value, attn_mask, is_causal=int(is_causal), scale=_scale(query, scale)
         )

@@ -59,13 +59,13 @@ def _placeholder_shape(program: ExportedProgram, input_name: str) -> tuple[objec
 
 def ranges(program: ExportedProgram, names: dict[str, str]) -> dict[str, tuple[int, int | None]]:
     """Return the sizes that each named dimension may take, None where it has no upper end."""
-    found: dict[str, tuple[int, int | None]] = {}
+    found: dict[str, tuple[int, int | None]] = dict.fromkeys(names.values(), (1, None))
     for symbol, bounds in program.range_constraints.items():
         name = names.get(str(symbol))
         if name is None:
             continue
         upper = int(bounds.upper) if bounds.upper.is_Integer else None
-        low, high = found.get(name, (1, None))
+        low, high = found[name]
         tightest = [end for end in (high, upper) if end is not None]
         found[name] = (max(low, int(bounds.lower)), min(tightest) if tightest else None)
     return found

@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -57,8 +57,7 @@ def from_torch(
     _check_arguments(net, inputs, dynamic, opset)
     with _evaluation_mode(net), torch.no_grad():
         example = _at_least_two(inputs, dynamic)
-        program = _capture(net, example, dynamic)
-        names = dimension_names.symbol_names(program, dynamic)
+        program, names = _capture(net, example, dynamic)
         model = _translate(net, program, example, opset)
         dimension_names.rename(model, names)
         dimension_names.check(model, dynamic)
@@ -81,6 +80,14 @@ def _check_arguments(
     if not inputs:
         raise BadInputError("no example inputs", wanted="at least one tensor by argument name")
     _check_forward(net, inputs)
+    for name, parameter in net.named_parameters():
+        if bool(parameter.isnan().any()):
+            raise BadInputError(
+                "a weight holds NaN",
+                where=f"parameter {name!r}",
+                got=f"{int(parameter.isnan().sum())} NaN among its values",
+                next_step="load a checkpoint that is whole",
+            )
     for name, axes in dynamic.items():
         if name not in inputs:
             raise BadInputError(
@@ -127,10 +134,13 @@ def _check_forward(net: nn.Module, inputs: dict[str, Tensor]) -> None:
 def _evaluation_mode(net: nn.Module) -> Iterator[None]:
     """Switch every module to evaluation, and back to what each of them was."""
     training = [module for module in net.modules() if module.training]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator that ONNX does not have
     net.eval()
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
         for module in training:
             module.training = True
 
@@ -146,16 +156,38 @@ def _at_least_two(inputs: dict[str, Tensor], dynamic: Dynamic) -> dict[str, Tens
 
 def _capture(
     net: nn.Module, example: dict[str, Tensor], dynamic: Dynamic
+) -> tuple[torch.export.ExportedProgram, dict[str, str]]:
+    """Trace, and return with the program the user's name of every symbol.
+
+    The first trace finds which sizes the model allows; the second one declares them, and then
+    torch refuses a model whose code depends on the traced size (``int(n * 0.7)``).
+    """
+    free = _trace(net, example, dynamic, lambda _: torch.export.Dim.DYNAMIC)
+    names = dimension_names.symbol_names(free, dynamic)
+    limits = dimension_names.ranges(free, names)
+    if not limits:
+        return free, names
+    declared = {
+        name: torch.export.Dim(name, min=low, max=high) for name, (low, high) in limits.items()
+    }
+    program = _trace(net, example, dynamic, declared.__getitem__)
+    return program, dimension_names.symbol_names(program, dynamic)
+
+
+def _trace(
+    net: nn.Module,
+    example: dict[str, Tensor],
+    dynamic: Dynamic,
+    dimension: Callable[[str], object],
 ) -> torch.export.ExportedProgram:
-    """Trace; a dimension that the model's code fixes raises here instead of being baked in."""
-    varying = torch.export.Dim.DYNAMIC
-    shapes = {name: dict.fromkeys(dynamic.get(name, {}), varying) for name in example}
+    shapes = {
+        name: {axis: dimension(dim) for axis, dim in dynamic.get(name, {}).items()}
+        for name in example
+    }
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch about its own pytree
-            return torch.export.export(
-                net, (), kwargs=example, dynamic_shapes=shapes if dynamic else None
-            )
+            return torch.export.export(net, (), kwargs=example, dynamic_shapes=shapes)
     except torch._dynamo.exc.UserError as error:  # noqa: SLF001 - torch has no public name for it
         raise BadInputError(
             "torch.export cannot keep a declared dimension dynamic",

@@ -76,15 +76,16 @@ def select_tokens(
 ) -> Tensor:
     """Keep the best tokens of ``hidden``.
 
-    Call it on the residual stream right after the attention of ``site`` was added to it. All
-    samples have to keep equally many tokens; with padding, use ``select_tokens_with``.
+    Call it on the residual stream at the end of the block ``site``, which is where the passes
+    cut a model by default. All samples have to keep equally many tokens; with padding, use
+    ``select_tokens_with``.
 
     Args:
         hidden: (B, N, D).
         signals: what the selector reads, by name; ``q``, ``k``, ``v`` (B, H, N, Dh) of the
             site's attention are enough for every built-in selector.
         by: name of a selector, or ``package.module:function``.
-        site: module path of the attention block, e.g. ``encoder.layer.2``.
+        site: module path of the block whose attention the signals are from, e.g. ``blocks.2``.
         keep: share in (0, 1] of the tokens alive here, or a ``Keep``.
 
     Returns:
