@@ -154,13 +154,18 @@ def lengths(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     if split_lengths(View.of(node, axes), size(exprs[axis])) is None:
         raise PreconditionError("a Split with computed lengths is cut", where=node_name(node))
     new = [len(indices(axes.at(node, ~i)[axis], keep)) for i in range(len(node.outputs))]
-    if "split" in node.attributes:
+    if "split" in node.attributes or _opset(node) < 13:
         node.attributes["split"] = ir.AttrInt64s("split", new)
         return
     node.attributes.pop("num_outputs", None)
     if len(node.inputs) < 2:
         node.resize_inputs(2)
     replace_ints(node, 1, new)
+
+
+def _opset(node: ir.Node) -> int:
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph.opset_imports.get("", 20)
 
 
 @REWRITES.register("Resize")
