@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ COMMANDS: dict[str, Command] = {
     "methods": Command("recipes:methods", "List importance criteria, selectors and targets"),
     "schema": Command("recipes:schema", "Print the JSON schema of recipes"),
 }
+
+# Other libraries' own progress and advice would run through ours.
+_QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 _EXIT_CODES = (
     "Exit codes: 0 ok, 1 parity or target missed, 2 bad input, 3 missing dependency, 4 build failed"
@@ -91,6 +95,8 @@ def _dispatch(arguments: list[str]) -> int:
             "the command line needs the build extra",
             next_step="pip install 'secateur[build,cpu]'; on a target, python -m secateur.runtime",
         ) from None
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     app = App(name="secateur", version=version("secateur"), help_format="plaintext")
     for name, command in COMMANDS.items():
         app.command(f"secateur.commands.{command.function}", name=name, help=command.summary)

@@ -15,10 +15,11 @@ class Words:
 
     pad_token_id = 9
 
-    def __call__(self, text, *, truncation, max_length):
-        ids = [len(word) for word in text.split()][:max_length]
+    def __call__(self, texts, *, truncation, max_length):
         assert truncation
-        return {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": [0] * 3}
+        ids = [[len(word) for word in text.split()][:max_length] for text in texts]
+        masks = [[1] * len(row) for row in ids]
+        return {"input_ids": ids, "attention_mask": masks, "token_type_ids": masks}
 
     def convert_ids_to_tokens(self, ids):
         return [f"w{i}" for i in ids]

@@ -27,8 +27,8 @@ ROW = {
     "pruned_ms": 10.0,
     "flops_ratio": 2.1,
     "efficiency": 0.95,
-    "p10": 0.93,
-    "p90": 0.97,
+    "efficiency_p10": 0.93,
+    "efficiency_p90": 0.97,
     "optimisation_level": "all",
 }
 

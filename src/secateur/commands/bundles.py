@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from secateur.commands.console import print_json, print_table
+from secateur.commands.console import Steps, print_json, print_line, print_table
 
 
 def run(
@@ -56,6 +57,141 @@ def run(
         print_json({name: array.tolist() for name, array in outputs.items()})
     else:
         print_table(f"outputs of {bundle}", ("output", "type", "shape", "largest>"), rows)
+
+
+def build(
+    model: Path,
+    output: Path | None = None,
+    /,
+    *,
+    target: Annotated[tuple[str, ...], Parameter(negative=())],
+    min_shapes: str = "",
+    opt_shapes: str = "",
+    max_shapes: str = "",
+    optimisation: Literal["disabled", "basic", "extended", "all"] = "all",
+    json: bool = False,
+) -> None:
+    """Build engines, each in a process of its own, into a new bundle or an existing one.
+
+    Parameters
+    ----------
+    model
+        A bundle, which gets the engines, or an .onnx file.
+    output
+        Folder (or .zip) of the new bundle; needed for an .onnx file.
+    target
+        onnxruntime, rtx, or rtx:sm86,sm89; may be given several times.
+    min_shapes
+        Smallest shapes, as input_ids:1x16,attention_mask:1x16.
+    opt_shapes
+        The shapes that run most often.
+    max_shapes
+        Largest shapes.
+    optimisation
+        ONNX Runtime's graph optimisation as deployed.
+    json
+        Print a JSON document instead of a table.
+    """
+    from secateur.workflow.building import build_bundle, profile_from
+
+    given = (min_shapes, opt_shapes, max_shapes)
+    profile = profile_from(*given) if any(given) else None
+    with Steps(quiet=json).step(f"build for {', '.join(target)}"):
+        built = build_bundle(model, output, target, profile=profile, optimisation=optimisation)
+    rows = [(a.target, a.file, f"{a.bytes / 2**20:.1f}", f"{a.seconds:.1f}", a.note) for a in built]
+    if json:
+        print_json([asdict(artefact) for artefact in built])
+    else:
+        print_table("engines", ("target", "file", "MiB>", "seconds>", "note"), rows)
+
+
+def parity(
+    bundle: Path, /, *, target: str = "onnxruntime", bisect: bool = False, json: bool = False
+) -> int:
+    """Compare a bundle with its goldens: scores, flips, values; exit code 1 if it differs.
+
+    Parameters
+    ----------
+    bundle
+        Folder or zip of the bundle.
+    target
+        Which engine of the bundle is compared.
+    bisect
+        Name the first layer that differs from the original model, and what to try.
+    json
+        Print a JSON document instead of tables.
+    """
+    from secateur.commands.tables import print_bisect, print_golden_parity
+    from secateur.runtime.bundle import open_bundle
+    from secateur.runtime.parity import check_goldens
+
+    steps = Steps(quiet=json)
+    with open_bundle(bundle) as opened:
+        with steps.step(f"compare {target} with the goldens"):
+            result = check_goldens(opened, target)
+        found = None
+        if bisect:
+            from secateur.workflow.bisecting import bisect_bundle
+
+            with steps.step("compare layer by layer"):
+                found = bisect_bundle(opened)
+    if json:
+        print_json({**result.to_json(), "bisect": found.to_json() if found else None})
+    else:
+        print_golden_parity(result)
+        if found is not None:
+            print_bisect(found)
+    bad = found is not None and found.first_bad is not None
+    return 0 if result.passed and not bad else 1
+
+
+def bench(
+    bundle: Path,
+    /,
+    *,
+    batch: Annotated[tuple[int, ...], Parameter(negative=())] = (1, 8),
+    tokens: int = 128,
+    dense: Path | None = None,
+    processes: int = 3,
+    pairs: int = 20,
+    json: bool = False,
+) -> None:
+    """Time a bundle against its dense model, in turns, in fresh processes.
+
+    Parameters
+    ----------
+    bundle
+        Folder or zip of the bundle.
+    batch
+        Batch size; may be given several times.
+    tokens
+        Tokens of every sample.
+    dense
+        The .onnx file to compare with, instead of the bundle's own dense model.
+    processes
+        Fresh processes; the median over them is reported.
+    pairs
+        Dense and pruned runs in each process.
+    json
+        Print a JSON document instead of a table.
+    """
+    from secateur.commands.tables import print_bench
+    from secateur.runtime.bench import BenchOptions, break_even_batch
+    from secateur.runtime.bench_bundle import bench_bundle
+    from secateur.runtime.bundle import open_bundle
+
+    options = BenchOptions(processes=processes, pairs=pairs)
+    rows = []
+    with open_bundle(bundle) as opened:
+        for size in batch:
+            with Steps(quiet=json).step(f"time batch {size}, {tokens} tokens"):
+                sizes = {"batch": size, "tokens": tokens}
+                rows.append(bench_bundle(opened, dense, sizes, options=options))
+    if json:
+        print_json([row.to_json() for row in rows])
+        return
+    print_bench([row.to_json() for row in rows])
+    print_line(f"faster from batch {break_even_batch(rows) or 'none measured'} on")
 
 
 def inspect(path: Path, /, *, json: bool = False) -> None:

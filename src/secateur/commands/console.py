@@ -33,7 +33,9 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
     for column in columns:
-        table.add_column(column.removesuffix(">"), justify="right" if column[-1] == ">" else "left")
+        table.add_column(
+            column.removesuffix(">"), justify="right" if column.endswith(">") else "left"
+        )
     for row in rows:
         table.add_row(*(_cell(item) for item in row))
     stdout().print(table)

@@ -76,8 +76,9 @@ def efficiency_chart(rows: Sequence[Row]) -> str:
     def draw(axes: Axes) -> None:
         axes.axvline(1.0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         for place, row in enumerate(reversed(rows)):
-            axes.plot([row["p10"], row["p90"]], [place, place], color=PRUNED, linewidth=5,
-                      alpha=0.35, solid_capstyle="round")  # fmt: skip
+            spread = [row["efficiency_p10"], row["efficiency_p90"]]
+            axes.plot(spread, [place, place], color=PRUNED, linewidth=5, alpha=0.35,
+                      solid_capstyle="round")  # fmt: skip
             axes.plot(row["efficiency"], place, "o", color=PRUNED, markersize=9)
             axes.annotate(f"{row['efficiency']:.2f}", (row["efficiency"], place), (0, 9),
                           textcoords="offset points", ha="center", color=INK)  # fmt: skip
@@ -85,8 +86,8 @@ def efficiency_chart(rows: Sequence[Row]) -> str:
         axes.set_yticks(range(len(rows)), labels)
         axes.tick_params(axis="y", labelcolor=INK)
         axes.set_ylim(-0.6, len(rows) - 0.3)
-        lowest = min(0.75, *(row["p10"] - 0.03 for row in rows))
-        axes.set_xlim(lowest, max(1.1, *(row["p90"] + 0.03 for row in rows)))
+        lowest = min(0.75, *(row["efficiency_p10"] - 0.03 for row in rows))
+        axes.set_xlim(lowest, max(1.1, *(row["efficiency_p90"] + 0.03 for row in rows)))
         axes.set_xlabel("speed-up ÷ FLOPs ratio  (1.0: all of it arrives)")
         axes.grid(axis="x", linewidth=0.8)
 

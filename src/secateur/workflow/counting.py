@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from secateur.runtime.backend import Array
 from secateur.workflow.flops import count_flops
+from secateur.workflow.golden import budget_feeds
 from secateur.workflow.random_inputs import dimension_names, random_inputs
 from secateur.workflow.results import Size
 
 
+def full_inputs(model: ir.Model, *, batch: int, tokens: int) -> dict[str, Array]:
+    """Inputs without padding: the first dynamic dimension ``batch``, every other ``tokens``.
+
+    Budgets of token selections are at their defaults.
+    """
+    names = dimension_names(model)
+    sizes = {name: batch if name == names[0] else tokens for name in names}
+    inputs = random_inputs(model, sizes, seed=0, ragged=False)
+    for feeds in budget_feeds(model, {}).values():
+        inputs |= feeds
+    return inputs
+
+
 def flops_by_node(model: ir.Model, *, tokens: int) -> dict[str, int]:
     """FLOPs of one forward pass at batch 1, every other dynamic dimension ``tokens``."""
-    names = dimension_names(model)
-    sizes = {name: 1 if name == names[0] else tokens for name in names}
-    return count_flops(model, random_inputs(model, sizes, seed=0, ragged=False)).by_node
+    return count_flops(model, full_inputs(model, batch=1, tokens=tokens)).by_node
 
 
 def parameter_count(model: ir.Model) -> int:
@@ -22,14 +35,14 @@ def parameter_count(model: ir.Model) -> int:
     return sum(t.size for t in tensors if t is not None and _is_weight(t))
 
 
-def _is_weight(tensor: ir.TensorProtocol) -> bool:
-    return tensor.dtype.is_floating_point() and len(tensor.shape) > 0
-
-
 def size_of(model: ir.Model, *, tokens: int) -> Size:
     """Parameters, FLOPs and nodes."""
     flops = flops_by_node(model, tokens=tokens)
     return Size(parameter_count(model), sum(flops.values()), model.graph.num_nodes())
 
 
-__all__ = ["flops_by_node", "parameter_count", "size_of"]
+def _is_weight(tensor: ir.TensorProtocol) -> bool:
+    return tensor.dtype.is_floating_point() and len(tensor.shape) > 0
+
+
+__all__ = ["flops_by_node", "full_inputs", "parameter_count", "size_of"]

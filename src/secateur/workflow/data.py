@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from secateur.errors import BadInputError
+from secateur.models.families import Tokenizer
 from secateur.recipe import Data
 from secateur.runtime.backend import Array, Arrays
-
-Tokenizer = Callable[..., Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +107,13 @@ def _from_texts(data: Data, inputs: Sequence[str], tokenizer: Tokenizer | None) 
             next_step="give arrays instead: data: {npz: ...} or data: {loader: file.py:function}",
         )
     lines = read_texts(Path(data.texts or ""))[: data.limit]
-    encoded = [tokenizer(line, truncation=True, max_length=data.max_length) for line in lines]
+    encoded: Mapping[str, Any] = tokenizer(lines, truncation=True, max_length=data.max_length)
     arrays = tuple(
-        {name: np.asarray([e[name]], dtype=np.int64) for name in e if name in inputs}
-        for e in encoded
+        {name: np.asarray([encoded[name][i]], np.int64) for name in encoded if name in inputs}
+        for i in range(len(lines))
     )
-    convert = getattr(tokenizer, "convert_ids_to_tokens", None)
-    pieces = tuple(tuple(convert(e["input_ids"])) for e in encoded) if convert else ()
-    pad = getattr(tokenizer, "pad_token_id", None) or 0
+    pieces = tuple(tuple(tokenizer.convert_ids_to_tokens(ids)) for ids in encoded["input_ids"])
+    pad = tokenizer.pad_token_id or 0
     padding = {name: float(pad if name == "input_ids" else 0) for name in inputs}
     return Samples(arrays, tuple(lines), pieces, padding)
 
@@ -217,7 +215,6 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 __all__ = [
     "Samples",
-    "Tokenizer",
     "example_samples",
     "load_function",
     "load_samples",

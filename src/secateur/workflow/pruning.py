@@ -104,12 +104,24 @@ def read_plan(path: Path) -> Plan:
         raise BadInputError("the plan cannot be read", where=str(path), got=str(error)) from None
 
 
-def removals_of(model: ir.Model) -> list[dict[str, dict[str, Any]]]:
-    """What earlier removals recorded in a model."""
+def recorded_plan(model: ir.Model) -> Plan | None:
+    """The removal that a model records, as a plan for its dense model; None without one.
+
+    Raises:
+        BadInputError: units were removed in several steps, which one plan cannot say.
+    """
     records: list[dict[str, dict[str, Any]]] = json.loads(
         model.metadata_props.get("secateur.removals", "[]")
     )
-    return records
+    names = [name for record in records for name in record]
+    if len(set(names)) < len(names):
+        raise BadInputError(
+            "units of one group were removed in several steps",
+            got=f"{len(records)} removals",
+            next_step="combine the plans and remove in one step",
+        )
+    keep = {name: tuple(r["kept"]) for record in records for name, r in record.items()}
+    return Plan(keep) if keep else None
 
 
 def _removed(analysis: Analysis, plan: Plan) -> tuple[LayerRemoval, ...]:
@@ -138,4 +150,4 @@ def _prove(
     )
 
 
-__all__ = ["Pruned", "make_plan_for", "prune_graph", "read_plan", "removals_of"]
+__all__ = ["Pruned", "make_plan_for", "prune_graph", "read_plan", "recorded_plan"]

@@ -228,11 +228,11 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
 
 def _resolve_source(model: ModelSource, folder: Path) -> ModelSource:
     """A path beside the recipe wins over a hub name of the same spelling."""
-    candidate = folder / model.source
-    looks_local = model.source.startswith((".", "/", "~")) or model.source.endswith(".onnx")
-    if candidate.exists() or looks_local:
-        local = (folder / Path(model.source).expanduser()).resolve()
-        return model.model_copy(update={"source": str(local)})
+    location, hash_sign, part = model.source.partition("#")
+    looks_local = location.startswith((".", "/", "~")) or location.endswith(".onnx")
+    if (folder / location).exists() or looks_local:
+        local = (folder / Path(location).expanduser()).resolve()
+        return model.model_copy(update={"source": f"{local}{hash_sign}{part}"})
     return model
 
 
@@ -257,7 +257,7 @@ def _script(data: Data) -> tuple[str, str]:
 
 
 def _missing_files(recipe: Recipe) -> Iterator[Mistake]:
-    source = Path(recipe.model.source)
+    source = Path(recipe.model.source.partition("#")[0])
     if source.is_absolute() and not source.exists():
         yield Mistake(("model", "source"), "no such model file", got=str(source))
     if recipe.plan is not None and not recipe.plan.exists():

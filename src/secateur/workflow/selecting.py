@@ -9,8 +9,10 @@ from typing import Literal
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.attention import find_sites, site_named
+from secateur.graph_passes.attention import Site, find_sites, site_named
+from secateur.graph_passes.opset import SELECTION_OPSET, opset_of
 from secateur.graph_passes.selection.budget import Budget
+from secateur.graph_passes.token_selection import Selection, insert_selections
 from secateur.workflow.golden import site_records
 from secateur.workflow.results import SelectionRow
 
@@ -51,12 +53,34 @@ class Select:
         )
 
 
-def check_sites(model: ir.Model, selections: Sequence[Select]) -> None:
-    """Raise BadInputError for a site that the model lacks, before anything is inserted."""
-    if selections:
-        sites = find_sites(model)
-        for selection in selections:
-            site_named(sites, selection.site)
+def select_tokens(model: ir.Model, selections: Sequence[Select]) -> ir.Model:
+    """Return a model that drops tokens at the given sites; the input stays as it is.
+
+    Raises:
+        BadInputError: no attention, a site that the model lacks, an unknown selector.
+        PreconditionError: a node behind a cut that tokens cannot be taken from.
+    """
+    sites = find_sites(model)
+    made = [_selection(model, site_named(sites, one.site), one) for one in selections]
+    return insert_selections(model, tuple(made))
+
+
+def _selection(model: ir.Model, site: Site, wanted: Select) -> Selection:
+    """Trace the selector for the sizes that the site has."""
+    from secateur.export.selector_graph import Signature, trace
+
+    width = site.block.shape[-1] if site.block.shape is not None else None
+    if not isinstance(width, int):
+        raise BadInputError("the model's width is not known", where=f"site {site.name!r}")
+    signature = Signature(
+        heads=site.heads,
+        head_dim=site.head_dim,
+        width=width,
+        dtype=site.block.dtype or ir.DataType.FLOAT,
+        opset=max(SELECTION_OPSET, opset_of(model)),
+    )
+    graph = trace(wanted.by, signature)
+    return Selection(site.name, graph, wanted.amount, expose_kept=True)
 
 
 def selection_rows(model: ir.Model) -> tuple[SelectionRow, ...]:
@@ -65,7 +89,8 @@ def selection_rows(model: ir.Model) -> tuple[SelectionRow, ...]:
     for record in site_records(model):
         budget = record["budget"]
         share = f"{budget['default'] / 10:g} % of the valid tokens"
-        keep = share if budget["kind"] == "permille" else f"{budget['default']} tokens"
+        unit = budget.get("unit", budget["kind"])
+        keep = share if unit == "permille" else f"{budget['default']} tokens"
         control = budget.get("input") or "constant"
         rows.append(
             SelectionRow(record["site"], record["selector"], keep, record["protected"], control)
@@ -73,4 +98,4 @@ def selection_rows(model: ir.Model) -> tuple[SelectionRow, ...]:
     return tuple(rows)
 
 
-__all__ = ["Select", "check_sites", "selection_rows"]
+__all__ = ["Select", "select_tokens", "selection_rows"]

@@ -7,10 +7,15 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import onnx_ir as ir
+
 from secateur.errors import BadInputError
+from secateur.export.onnx_file import save
+from secateur.graph_passes.force_selection import force
 from secateur.recipe import Profile
 from secateur.runtime.backend import EngineSpec, ShapeRange
 from secateur.runtime.build import build_target
+from secateur.runtime.bundle import DENSE_NAME, FORCED_NAME, MODEL_NAME
 from secateur.runtime.bundle_writer import Draft
 from secateur.runtime.checks import check_build
 from secateur.runtime.goldens import GoldenCase
@@ -19,8 +24,18 @@ from secateur.runtime.profiles import complete_spec
 from secateur.runtime.sites import sites_from_metadata
 from secateur.runtime.targets import Target, parse_target
 from secateur.runtime.versions import installed_version
-from secateur.workflow.golden import Golden
+from secateur.workflow.golden import Golden, site_records
 from secateur.workflow.results import Artefact
+
+
+def place_models(draft: Draft, model: ir.Model, dense: ir.Model | None) -> Path:
+    """Write the model as shipped, its forced twin, and the dense one; the first's path."""
+    file = save(model, draft.folder / MODEL_NAME)[0]
+    if dense is not None:
+        save(dense, draft.folder / DENSE_NAME)
+    if site_records(model):
+        save(force(model), draft.folder / FORCED_NAME)
+    return file
 
 
 def engine_spec(model: Path, profile: Profile | None) -> EngineSpec:
@@ -111,4 +126,4 @@ def _check_profile(outline: ModelOutline, spec: EngineSpec, target: Target) -> N
             )
 
 
-__all__ = ["check_targets", "engine_spec", "golden_case", "ship", "with_spec"]
+__all__ = ["check_targets", "engine_spec", "golden_case", "place_models", "ship", "with_spec"]

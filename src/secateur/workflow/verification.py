@@ -40,11 +40,13 @@ class Verified:
     """The level that was asked for and failed; "" when it passed."""
 
 
-def parity_options(settings: Parity, outputs: Sequence[str]) -> Options:
-    """The bounds and tasks of a recipe."""
+def parity_options(
+    settings: Parity, outputs: Sequence[str], token_outputs: frozenset[str]
+) -> Options:
+    """The bounds and tasks of a recipe; the outputs that have a row per token."""
     output = settings.output or outputs[0]
     tasks = tuple(Task(metric, output) for metric in TASKS[settings.task])
-    return Options(precision=settings.precision, tasks=tasks)
+    return Options(settings.precision, token_outputs, tasks)
 
 
 def verify_onnxruntime(
@@ -64,11 +66,12 @@ def verify_onnxruntime(
         with backend.session(forced) as forced_run, backend.session(model) as run:
             report = check(goldens, forced_run, free=run, options=options)
             if report.passed:
-                rows = (
-                    *_checks(f"onnxruntime ({level})", report),
-                    _batch_law(run, goldens, options),
-                )
-                return Verified(level, report, rows, "" if level == asked else asked)
+                target = f"onnxruntime ({level})"
+                checks = [*_checks(target, report), _batch_law(run, goldens[0], options)]
+                if goldens[0].sites:
+                    checks.append(_planted_error(forced_run, goldens, options))
+                lowered = "" if level == asked else asked
+                return Verified(level, report, tuple(checks), lowered)
     failed = [row for row in report.rows() if not row.passed]
     raise ParityError(
         "the model that would be shipped is not the reference",
@@ -80,19 +83,22 @@ def verify_onnxruntime(
 
 
 def planted_error_is_caught(forced: Run, goldens: Sequence[Golden], options: Options) -> bool:
-    """Whether the check fails, as it must, when one kept index is wrong.
-
-    One position of the first site is replaced by the one that the reference scored lowest.
-    """
-    sites = list(goldens[0].sites)
+    """Whether the check fails, as it must, when one kept index of the first site is wrong."""
+    site = next(iter(goldens[0].sites))
 
     def spoiled(arrays: Arrays) -> dict[str, Array]:
         outputs = forced(arrays)
-        outputs[f"{sites[0]}.index"] = _with_wrong_index(outputs, sites[0])
-        return outputs
+        return outputs | {f"{site}.index": _with_wrong_index(outputs, site)}
 
     without_tasks = Options(options.precision, options.token_outputs)
     return not check(goldens[:1], spoiled, free=None, options=without_tasks).passed
+
+
+def _planted_error(forced: Run, goldens: Sequence[Golden], options: Options) -> Check:
+    caught = planted_error_is_caught(forced, goldens, options)
+    note = "a wrong index was planted, and the comparison " + ("failed" if caught else "missed it")
+    site = next(iter(goldens[0].sites))
+    return Check("the check itself", "planted error", site, float(not caught), 0.0, caught, note)
 
 
 def _with_wrong_index(outputs: Arrays, site: str) -> Array:
@@ -113,21 +119,24 @@ def _checks(target: str, report: ParityReport) -> Iterator[Check]:
         yield Check(target, row.part, row.subject, row.value, row.bound, row.passed, row.note)
 
 
-def _batch_law(run: Run, goldens: Sequence[Golden], options: Options) -> Check:
-    """A sample's output in a ragged batch against its output alone, worst over a batch."""
-    golden = goldens[0]
+def _batch_law(run: Run, golden: Golden, options: Options) -> Check:
+    """Each sample's outputs in a ragged batch against its outputs alone; the worst."""
     together = run(golden.free_inputs())
     errors = []
     for sample in range(len(next(iter(golden.inputs.values())))):
         alone = run(_alone(golden, sample))
         errors += [
-            relative_error(together[name][sample : sample + 1], alone[name])
+            relative_error(_rows(together[name][sample], alone[name][0]), alone[name][0])
             for name in golden.outputs
-            if together[name].shape[1:] == alone[name].shape[1:]
         ]
     worst, bound = max(errors, default=0.0), options.tolerance.value
-    note = f"{len(golden.inputs)} inputs, each sample of a ragged batch run alone"
+    note = "every sample of a ragged batch run alone, without its padding"
     return Check("onnxruntime", "batch law", "all outputs", worst, bound, worst <= bound, note)
+
+
+def _rows(together: Array, alone: Array) -> Array:
+    """The part of a padded sample's output that it has alone."""
+    return together[tuple(slice(0, size) for size in alone.shape)]
 
 
 def _alone(golden: Golden, sample: int) -> dict[str, Array]:

@@ -1,0 +1,251 @@
+"""The public functions, each a few lines over the workflow that does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+
+from secateur.workflow.selecting import Select
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from torch import Tensor, nn
+
+    from secateur.graph_passes.groups import Analysis
+    from secateur.graph_passes.plan import Plan
+    from secateur.runtime.backend import Arrays
+    from secateur.runtime.bench import BenchRow
+    from secateur.runtime.bundle import Bundle
+    from secateur.runtime.session import BundleRun
+    from secateur.workflow.parity import Options, ParityReport
+    from secateur.workflow.results import Proof, Results
+
+Ranges = Mapping[str, tuple[int, int, int]]
+"""(min, opt, max) by name of a dimension."""
+
+
+class Spread(TypedDict, total=False):
+    """How what goes is spread over the layers."""
+
+    scope: Literal["local", "global"]
+    """Rank within each layer, or over all layers together."""
+    round_to: int
+    """Kept units of a layer are a multiple of this."""
+    at_least: int
+    """Every layer keeps this many."""
+
+
+def from_torch(
+    net: nn.Module,
+    inputs: dict[str, Tensor],
+    dynamic: dict[str, dict[int, str]],
+    *,
+    opset: int = 20,
+) -> ir.Model:
+    """Export a module and compare it with ONNX Runtime at two other shapes.
+
+    Args:
+        net: its forward takes the names in ``inputs`` and returns tensors.
+        inputs: example inputs by argument name.
+        dynamic: axes that vary, ``{"input_ids": {0: "batch", 1: "tokens"}}``.
+        opset: of the result, 18 to 24.
+
+    Raises:
+        BadInputError: inputs that do not fit, or a declared dimension that the model fixes.
+        ParityError: ONNX Runtime and PyTorch disagree.
+    """
+    from secateur.export import torch_export
+
+    return torch_export.from_torch(net, inputs, dynamic, opset=opset)
+
+
+def from_onnx(path: str | Path) -> ir.Model:
+    """Open an ONNX file; BadInputError for a file that is none or cannot be trusted."""
+    from secateur.export import onnx_file
+
+    return onnx_file.from_onnx(path)
+
+
+def analyse(model: ir.Model) -> Analysis:
+    """Find what can be removed from a model, and what cannot and why."""
+    from secateur.graph_passes import groups
+
+    return groups.analyse(model)
+
+
+def plan(
+    groups: Analysis,
+    what: str,
+    *,
+    ratio: float,
+    importance: str = "l2",
+    data: Iterable[Arrays] = (),
+    **spread: Unpack[Spread],
+) -> Plan:
+    """Choose which units go.
+
+    Args:
+        groups: what ``analyse`` returned.
+        what: a role, ``heads`` or ``ffn``.
+        ratio: share of the units that goes, in (0, 1).
+        importance: the criterion that ranks them; ``secateur methods`` lists them.
+        data: batches, for criteria that look at activations.
+        **spread: ``scope``, ``round_to``, ``at_least``.
+
+    Raises:
+        BadInputError: no such units, an unknown criterion, a ratio outside (0, 1).
+    """
+    from secateur.calibration import planning
+    from secateur.calibration.allocation import Allocation
+
+    allocation = Allocation(ratio, **spread)
+    return planning.plan(groups, what, allocation, planning.Ranking(importance, data))
+
+
+def remove(model: ir.Model, plan: Plan, *, data: Sequence[Arrays] = ()) -> ir.Model:
+    """Remove what a plan leaves out, and prove the result; the input stays as it is.
+
+    Args:
+        model: the model that the plan was made for.
+        plan: kept units by group.
+        data: batches for the proof; without any, made up from the inputs' types.
+
+    Raises:
+        BadInputError: a plan for another model.
+        ParityError: the smaller model is not the whole one with the removed units neutral.
+    """
+    from secateur.workflow.pruning import prune_graph
+
+    return prune_graph(model, (), plan=plan, batches=data).model
+
+
+def prove(
+    original: ir.Model, removed: ir.Model, plan: Plan, data: Sequence[Arrays] = ()
+) -> tuple[Proof, ...]:
+    """Compare a removal with masking; nothing is raised, ask each ``proof.passed``."""
+    from secateur.workflow.random_inputs import made_up_batches
+    from secateur.workflow.removal_proof import removal_proof
+
+    return removal_proof(original, removed, plan, data or made_up_batches(original))
+
+
+def select(model: ir.Model, selections: Sequence[Select]) -> ir.Model:
+    """Let a model drop tokens at the given sites; the input stays as it is.
+
+    Raises:
+        BadInputError: no attention, an unknown site or selector.
+        PreconditionError: a node behind a cut that tokens cannot be taken from.
+    """
+    from secateur.workflow.selecting import select_tokens
+
+    return select_tokens(model, selections)
+
+
+def build(
+    model: ir.Model,
+    targets: Sequence[str],
+    profile: Ranges,
+    *,
+    path: str | Path = "build/bundle",
+    dense: ir.Model | None = None,
+) -> Bundle:
+    """Build engines for a model and write a bundle in one step.
+
+    Args:
+        model: as it is shipped.
+        targets: such as ``onnxruntime`` and ``rtx:sm86``.
+        profile: (min, opt, max) of every dynamic dimension, by name.
+        path: folder or .zip of the bundle.
+        dense: the model before anything was pruned, where ``parity`` and ``bench`` should
+            have it.
+
+    Raises:
+        BadInputError: what the model and the targets do not fit.
+        BuildError: a builder refused or died; nothing was written.
+    """
+    from secateur.runtime.bundle import open_bundle
+    from secateur.workflow.building import bundle_model
+
+    bundle_model(model, Path(path), targets, profile, dense=dense)
+    return open_bundle(path)
+
+
+def parity(
+    reference: nn.Module | ir.Model,
+    bundle: Bundle | str | Path,
+    data: Iterable[Arrays],
+    *,
+    options: Options | None = None,
+) -> ParityReport:
+    """Compare a bundle on ONNX Runtime with the model that it came from, in four parts.
+
+    Args:
+        reference: the original module, or the original graph.
+        bundle: what ``build`` or ``deploy`` wrote.
+        data: batches by input name.
+        options: bounds and tasks; None takes those of float32 and no task.
+
+    Raises:
+        BadInputError: a bundle that removed units and does not hold its dense model. A
+            mismatch is not an error here: ask ``report.passed``.
+    """
+    from secateur.workflow.answers import check_bundle
+
+    return check_bundle(reference, bundle, data, options)
+
+
+def session(
+    bundle: Bundle | str | Path, target: str = "onnxruntime"
+) -> AbstractContextManager[BundleRun]:
+    """Open a bundle; inside, ``run(inputs, keep={"encoder.layer.2": 0.5})``."""
+    from secateur.runtime.session import open_session
+
+    return open_session(bundle, target)
+
+
+def bench(
+    bundle: Bundle | str | Path, *, batches: Sequence[int] = (1, 8), tokens: int = 128
+) -> tuple[BenchRow, ...]:
+    """Time a bundle's model against its dense one, in turns, in fresh processes.
+
+    Raises:
+        BadInputError: the bundle does not hold its dense model.
+    """
+    from secateur.workflow.timing import time_bundle
+
+    return time_bundle(bundle, tuple(batches), tokens)
+
+
+def deploy(recipe: str | Path) -> Results:
+    """Do everything a recipe says, as the command does; what was found.
+
+    Raises:
+        BadInputError: something in the recipe that cannot be used.
+        ParityError: a proof or a comparison failed; no bundle is written.
+        BuildError: a builder refused.
+    """
+    from secateur.workflow.deploy import Silent
+    from secateur.workflow.deploy import deploy as deploy_recipe
+    from secateur.workflow.recipe_file import load_recipe
+
+    path = Path(recipe)
+    return deploy_recipe(load_recipe(path), path.read_text(encoding="utf-8"), progress=Silent())
+
+
+__all__ = [
+    "Select",
+    "analyse",
+    "bench",
+    "build",
+    "deploy",
+    "from_onnx",
+    "from_torch",
+    "parity",
+    "plan",
+    "prove",
+    "remove",
+    "select",
+    "session",
+]

@@ -1,0 +1,118 @@
+"""Engines from an ONNX file or for an existing bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+from pydantic import ValidationError
+
+from secateur.errors import BadInputError
+from secateur.recipe import Profile
+from secateur.runtime.bundle import MODEL_NAME, is_bundle
+from secateur.runtime.bundle_writer import Draft, new_bundle, revised_bundle
+from secateur.runtime.onnx_outline import read_outline
+from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
+from secateur.runtime.profiles import profiles_from_dimensions
+from secateur.runtime.sites import sites_from_metadata
+from secateur.runtime.targets import parse_target
+from secateur.workflow import shipping
+from secateur.workflow.results import Artefact
+
+
+def profile_from(low: str, usual: str, high: str) -> Profile:
+    """A profile from three strings of named shapes, ``input_ids:1x16,...``.
+
+    Raises:
+        BadInputError: not such strings, or min <= opt <= max does not hold.
+    """
+    try:
+        return Profile.model_validate({"min": low, "opt": usual, "max": high})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        raise BadInputError(
+            "the shapes of the profile do not fit together",
+            where=f"--{name}-shapes" if name else "--min-shapes, --opt-shapes, --max-shapes",
+            got=first["msg"].removeprefix("Value error, "),
+            wanted="three lists such as input_ids:1x16,attention_mask:1x16",
+        ) from None
+
+
+def build_bundle(
+    model: Path,
+    output: Path | None,
+    targets: Sequence[str],
+    *,
+    profile: Profile | None,
+    optimisation: str,
+) -> tuple[Artefact, ...]:
+    """Build engines for a bundle, or a new bundle around an ONNX file.
+
+    Args:
+        model: a bundle or an .onnx file.
+        output: of the new bundle; for a bundle None builds into it.
+        targets: such as ``rtx:sm86``.
+        profile: shapes; a bundle has its own.
+        optimisation: ONNX Runtime's level as deployed.
+
+    Raises:
+        BadInputError: what the model and the targets do not fit.
+        BuildError: a builder refused or died; nothing was changed.
+    """
+    names = [str(parse_target(target)) for target in targets]
+    if is_bundle(model):
+        if output is not None:
+            raise BadInputError(
+                "engines are built into the bundle itself", got=str(output), wanted="no output"
+            )
+        with revised_bundle(model) as draft:
+            return _build(draft, names, profile, optimisation)
+    read_outline(model)
+    if output is None:
+        raise BadInputError(
+            "a new bundle needs a place",
+            where=str(model),
+            next_step=f"secateur build {model} OUTPUT --target {names[0]}",
+        )
+    with new_bundle(output) as draft:
+        draft.place_model(MODEL_NAME, model)
+        return _build(draft, names, profile, optimisation)
+
+
+def bundle_model(
+    model: ir.Model,
+    path: Path,
+    targets: Sequence[str],
+    ranges: Mapping[str, tuple[int, int, int]],
+    *,
+    dense: ir.Model | None,
+) -> tuple[Artefact, ...]:
+    """Write a new bundle around a graph; see ``secateur.build``."""
+    names = [str(parse_target(target)) for target in targets]
+    with new_bundle(path) as draft:
+        file = shipping.place_models(draft, model, dense)
+        outline = read_outline(file)
+        budgets = {site.budget.input for site in sites_from_metadata(outline.metadata)}
+        inputs = [info for info in outline.inputs if info.name not in budgets]
+        spec = replace(draft.manifest.spec, profiles=profiles_from_dimensions(inputs, ranges))
+        shipping.check_targets(file, spec, names)
+        shipping.with_spec(draft, spec, file)
+        return shipping.ship(draft, names, level=OPTIMISATION_LEVELS[-1])
+
+
+def _build(
+    draft: Draft, targets: Sequence[str], profile: Profile | None, optimisation: str
+) -> tuple[Artefact, ...]:
+    model = draft.folder / MODEL_NAME
+    spec = draft.manifest.spec
+    if profile is not None:
+        spec = replace(spec, profiles=shipping.engine_spec(model, profile).profiles)
+    shipping.check_targets(model, spec, targets)
+    shipping.with_spec(draft, spec, model)
+    return shipping.ship(draft, targets, level=optimisation)
+
+
+__all__ = ["build_bundle", "bundle_model", "profile_from"]

@@ -1,0 +1,294 @@
+"""From a recipe to a bundle: load, remove, select, verify, build, time, report."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx_ir as ir
+
+from secateur.errors import ParityError
+from secateur.graph_passes.groups import Analysis, analyse
+from secateur.recipe import Recipe
+from secateur.runtime import bundle as names
+from secateur.runtime.backend import Arrays
+from secateur.runtime.bench import BenchRow
+from secateur.runtime.bundle_writer import Draft, new_bundle
+from secateur.runtime.goldens import goldens_to_bytes
+from secateur.workflow import shipping, verification
+from secateur.workflow.answers import DataOptions, make_goldens, on_data, token_outputs
+from secateur.workflow.arrays import save_text
+from secateur.workflow.bisecting import PLAN_NAME
+from secateur.workflow.counting import size_of
+from secateur.workflow.data import Samples, example_samples, load_samples
+from secateur.workflow.environment import environment
+from secateur.workflow.golden import Golden
+from secateur.workflow.pruning import Pruned, prune_graph, read_plan
+from secateur.workflow.random_inputs import made_up_batches
+from secateur.workflow.report import render_report
+from secateur.workflow.results import Frozen, Results
+from secateur.workflow.selecting import Select, select_tokens, selection_rows
+from secateur.workflow.sources import Source, load_model
+from secateur.workflow.timing import time_variants
+
+_DEFAULT_TOKENS = 128
+
+
+class Progress(Protocol):
+    """Told what is going on."""
+
+    def step(self, title: str) -> AbstractContextManager[None]:
+        """Around everything that may take longer than a second."""
+        ...
+
+    def note(self, text: str) -> None:
+        """A line worth reading between two steps."""
+        ...
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def step(self, title: str) -> AbstractContextManager[None]:
+        """Nothing is shown."""
+        del title
+        return nullcontext()
+
+    def note(self, text: str) -> None:
+        """Nothing is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A model, what was made of it, and the inputs that it is judged on."""
+
+    source: Source
+    samples: Samples
+    analysis: Analysis
+    pruned: Pruned | None
+    tokens_only: ir.Model
+    """The dense model with the selections alone: a variant of the bench."""
+    shipped: ir.Model
+    """The smaller model with the selections."""
+
+    @property
+    def smaller(self) -> ir.Model:
+        """The dense model without the removed units."""
+        return self.pruned.model if self.pruned else self.source.graph
+
+
+def deploy(recipe: Recipe, recipe_text: str, *, progress: Progress) -> Results:
+    """Do what a recipe says and put the bundle in its place in one step at the end.
+
+    Args:
+        recipe: with its paths resolved, as ``load_recipe`` returns it.
+        recipe_text: its file, which goes into the bundle.
+        progress: told about every step.
+
+    Raises:
+        BadInputError: something in the recipe that the model or a target does not fit.
+        ParityError: a proof or a comparison failed; no bundle is written.
+        BuildError: a builder refused.
+    """
+    with new_bundle(_output(recipe)) as draft:
+        work = _make(recipe, progress)
+        _place_models(draft, recipe, work)
+        results = _describe(recipe, work)
+        results, level = _verify(draft, recipe, work, results, progress)
+        with progress.step(f"build for {', '.join(recipe.targets)}"):
+            artefacts = shipping.ship(draft, recipe.targets, level=level)
+        rows = _time(recipe, work, draft.folder, progress)
+        results = replace(results, artefacts=artefacts, bench=tuple(row.to_json() for row in rows))
+        _write(draft, recipe, recipe_text, work, results)
+    return results
+
+
+def _output(recipe: Recipe) -> Path:
+    return recipe.output or Path("build") / recipe.name
+
+
+def _make(recipe: Recipe, progress: Progress) -> Work:
+    """Load, remove and prove, select."""
+    plan = read_plan(recipe.plan) if recipe.plan is not None else None
+    with progress.step(f"load and export {recipe.model.source}"):
+        source = load_model(
+            recipe.model.source, opset=recipe.model.opset, dynamic=recipe.model.dynamic
+        )
+    samples = _samples(recipe, source)
+    with progress.step("find what can be removed"):
+        analysis = analyse(source.graph)
+    pruned = None
+    if recipe.remove or plan is not None:
+        with progress.step("remove, and prove it"):
+            batches = _batches(recipe, samples)
+            pruned = prune_graph(source.graph, recipe.remove, plan=plan, batches=batches)
+        worst = max(proof.relative_error for proof in pruned.proofs)
+        progress.note(f"smaller graph == masked dense graph, relative error {worst:.1e}")
+    smaller = pruned.model if pruned else source.graph
+    selections = [Select(**selection.model_dump()) for selection in recipe.select]
+    if not selections:
+        return Work(source, samples, analysis, pruned, source.graph, smaller)
+    with progress.step("insert the token selections"):
+        shipped = select_tokens(smaller, selections)
+        tokens_only = select_tokens(source.graph, selections)
+    return Work(source, samples, analysis, pruned, tokens_only, shipped)
+
+
+def _samples(recipe: Recipe, source: Source) -> Samples:
+    """The user's inputs; without any the model's own example, or one made up."""
+    if recipe.data is not None:
+        return load_samples(recipe.data, inputs=source.inputs, tokenizer=source.tokenizer)
+    return example_samples(source.examples or made_up_batches(source.graph)[-1])
+
+
+def _batches(recipe: Recipe, samples: Samples) -> list[dict[str, Any]]:
+    """The first samples in ragged batches."""
+    return list(samples.batches(recipe.parity.batch, recipe.parity.samples))
+
+
+def _place_models(draft: Draft, recipe: Recipe, work: Work) -> None:
+    """Write the shipped model, its forced twin and the dense one; check every target first."""
+    model = shipping.place_models(draft, work.shipped, work.source.graph)
+    spec = shipping.engine_spec(model, recipe.profile)
+    shipping.check_targets(model, spec, recipe.targets)
+    shipping.with_spec(draft, spec, model)
+
+
+def _describe(recipe: Recipe, work: Work) -> Results:
+    """What is known before anything runs."""
+    tokens = recipe.bench.tokens if recipe.bench else _DEFAULT_TOKENS
+    return Results(
+        name=recipe.name,
+        source=recipe.model.source,
+        dense=size_of(work.source.graph, tokens=tokens),
+        pruned=size_of(work.shipped, tokens=tokens),
+        removed=work.pruned.removed if work.pruned else (),
+        proofs=work.pruned.proofs if work.pruned else (),
+        selections=selection_rows(work.shipped),
+        frozen=tuple(_frozen(work.analysis)),
+        environment=environment(),
+        commands=(
+            f"secateur deploy {names.RECIPE_NAME}",
+            f"secateur parity {_output(recipe).name}",
+            f"secateur bench {_output(recipe).name}",
+        ),
+    )
+
+
+def _frozen(analysis: Analysis) -> list[Frozen]:
+    """Every group that cannot be cut, with its first reason; axes of run time aside."""
+    return [
+        Frozen(group.name, reason.text, reason.node)
+        for group in analysis.groups
+        if group.weights
+        for reason in group.frozen[:1]
+    ]
+
+
+def _verify(
+    draft: Draft, recipe: Recipe, work: Work, results: Results, progress: Progress
+) -> tuple[Results, str]:
+    """Compare with the reference and on the user's data; the level that is shipped."""
+    model = draft.folder / names.MODEL_NAME
+    twin = draft.folder / names.FORCED_NAME
+    options = verification.parity_options(
+        recipe.parity, work.source.outputs, token_outputs(work.analysis)
+    )
+    plan = work.pruned.plan if work.pruned else None
+    batches: list[Arrays] = [*_batches(recipe, work.samples)]
+    with progress.step("compare with the PyTorch reference"):
+        goldens = make_goldens(work.source, plan, work.shipped, batches)
+        draft.write(names.GOLDENS_NAME, _golden_bytes(goldens, options.token_outputs))
+        forced = twin if twin.exists() else model
+        verified = verification.verify_onnxruntime(model, forced, goldens, options)
+    if verified.lowered_from:
+        progress.note(f"graph optimisation lowered to {verified.level!r}: above it numbers change")
+    with progress.step("compare with the dense model on the data"):
+        shown = DataOptions(
+            recipe.parity.task,
+            recipe.parity.output or work.source.outputs[0],
+            verified.level,
+            recipe.report.samples,
+        )
+        found = on_data(work.source, model, work.shipped, work.samples, shown)
+    draft.write_json(
+        names.PARITY_NAME,
+        {
+            "removal": [asdict(proof) | {"passed": proof.passed} for proof in results.proofs],
+            "onnxruntime": {"optimisation": verified.level, **verified.report.to_json()},
+            "checks": [asdict(check) for check in verified.checks],
+            "dense": [asdict(agreement) for agreement in found.agreements],
+        },
+    )
+    warnings = () if recipe.data else ("No data in the recipe: inputs were made up.",)
+    done = replace(
+        results,
+        checks=verified.checks,
+        agreements=found.agreements,
+        samples=found.samples,
+        warnings=warnings,
+    )
+    _stop_unless_equal(done, _output(recipe))
+    return done, verified.level
+
+
+def _golden_bytes(goldens: list[Golden], token_outputs: frozenset[str]) -> bytes:
+    return goldens_to_bytes(shipping.golden_case(golden, token_outputs) for golden in goldens)
+
+
+def _stop_unless_equal(results: Results, output: Path) -> None:
+    """A bundle that failed a check is not written; its report is, beside where it would be."""
+    if results.passed:
+        return
+    report = output.with_name(f"{output.name}-failed.html")
+    save_text(report, render_report(results))
+    failed = next(check for check in results.checks if not check.passed)
+    raise ParityError(
+        f"{failed.part} of {failed.subject} failed on {failed.target}",
+        got=f"{failed.value:.3g}; {failed.note}",
+        wanted=f"at most {failed.bound:.3g}" if failed.bound is not None else "",
+        next_step=f"read {report}",
+    )
+
+
+def _time(recipe: Recipe, work: Work, folder: Path, progress: Progress) -> tuple[BenchRow, ...]:
+    if recipe.bench is None:
+        return ()
+    models = {"tokens": work.tokens_only, "removal": work.smaller, "combined": work.shipped}
+    chosen: dict[str, ir.Model] = {name: models[name] for name in recipe.bench.variants}
+    with progress.step("time dense and pruned, in turns"):
+        scratch = folder / "bench"
+        rows = time_variants(
+            work.source.graph, chosen, recipe.bench, folder=scratch, note=progress.note
+        )
+        for file in scratch.iterdir():
+            file.unlink()
+        scratch.rmdir()
+    return rows
+
+
+def _write(draft: Draft, recipe: Recipe, recipe_text: str, work: Work, results: Results) -> None:
+    """Everything in the bundle that is not a model or an engine."""
+    draft.write(names.RECIPE_NAME, recipe_text)
+    if work.pruned is not None:
+        draft.write(PLAN_NAME, work.pruned.plan.to_json())
+    draft.write_json(names.BENCH_NAME, list(results.bench))
+    draft.write(names.REPORT_NAME, render_report(results))
+    heads = {r.layer: r.kept for r in results.removed if r.what == "heads"}
+    draft.manifest = replace(
+        draft.manifest,
+        dtype=recipe.parity.precision,
+        kept_heads=heads,
+        created_with=results.environment,
+        facts={
+            "name": results.name,
+            "source": results.source,
+            "dense": asdict(results.dense),
+            "pruned": asdict(results.pruned),
+        },
+    )
+
+
+__all__ = ["Progress", "Silent", "Work", "deploy"]
