@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -21,9 +22,9 @@ _PR_SET_PDEATHSIG = 1
 
 def main(request_path: Path) -> int:
     """Build what the request says; 0, or 1 with the error in ``error.json``."""
-    _die_with_parent()
     folder = request_path.parent
     request = json.loads(request_path.read_text(encoding="utf-8"))
+    _die_with_parent(request["parent"])
     try:
         built = build_engine(
             request["backend"], Path(request["onnx"]), EngineSpec.from_json(request["spec"])
@@ -54,10 +55,12 @@ def error_from_json(record: dict[str, str]) -> SecateurError:
     return kind(record.pop("what"), **record)
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """A killed build must not leave a builder running (Linux only; elsewhere it finishes)."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before it could be tied to this process
+            sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -65,7 +66,12 @@ def build_in_child(backend: str, onnx_path: Path, spec: EngineSpec) -> Built:
     """Run ``build_worker`` and bring back its engine, or its error as if raised here."""
     with tempfile.TemporaryDirectory(prefix="secateur-build-") as name:
         folder = Path(name)
-        request = {"backend": backend, "onnx": str(onnx_path.resolve()), "spec": spec.to_json()}
+        request = {
+            "backend": backend,
+            "onnx": str(onnx_path.resolve()),
+            "spec": spec.to_json(),
+            "parent": os.getpid(),
+        }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
         code = _run_worker(folder, spec.timeout_s)
         if code == 0:

@@ -183,8 +183,11 @@ def _advice(text: str) -> str:
 
 
 def _named_modules(text: str, outline: ModelOutline) -> str:
-    """Nodes of the model that a message mentions, with their modules."""
-    words = set(re.findall(r"[\w./:-]+", text))
+    """Nodes of the model that a message mentions, with their modules.
+
+    ``ForeignNode[first...last]`` names the two ends of what was fused.
+    """
+    words = set(re.findall(r"[\w./:-]+", text.replace("...", " ")))
     named = [describe(node) for node in outline.nodes if node.name and node.name in words]
     return ", ".join(named[:5])
 

@@ -65,13 +65,17 @@ def test_a_killed_engine_build_leaves_the_old_bundle_and_no_builder(bundle_path:
     before = {p.name: p.read_bytes() for p in bundle_path.iterdir()}
     process = _start("-m", "secateur.runtime", "build", bundle_path, "--target", "rtx:sm86")
     worker = _wait_for_worker(process.pid)
+    os.kill(worker, signal.SIGSTOP)  # so that it cannot end by itself
     _kill(process)
     assert {p.name: p.read_bytes() for p in bundle_path.iterdir()} == before
     assert set(open_bundle(bundle_path).manifest.engines) == {"onnxruntime"}
     deadline = time.monotonic() + 10
     while _is_running(worker) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not _is_running(worker), "the builder outlived the build that was killed"
+    outlived = _is_running(worker)
+    if outlived:
+        os.kill(worker, signal.SIGKILL)
+    assert not outlived, "the builder outlived the build that was killed"
 
 
 def test_a_killed_builder_is_a_build_error(bundle_path: Path) -> None:
