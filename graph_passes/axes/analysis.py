@@ -144,7 +144,7 @@ class _Walk:
             self._execute(relation)
         self._close_inputs(mentioned)
         self._carry_positions(node, relations)
-        self._close_outputs(rule is not None)
+        self._close_outputs(bool(relations))
         track(node, self._axes)
         for entry in data_sources(node, self._axes):
             for source in entry.sources:
@@ -212,14 +212,13 @@ class _Walk:
         else:
             self._solver.unify(numbered, axis, self._name)
 
-    def _close_outputs(self, has_rule: bool) -> None:
+    def _close_outputs(self, is_described: bool) -> None:
         assert self._node is not None
         for i, value in enumerate(self._node.outputs):
             exprs = self._outputs[i]
             if value.shape is None and not exprs:
-                # nothing is known unless the rule made a scalar of it on purpose
-                known_scalar = has_rule and _reduces_to_scalar(self._node)
-                self._axes.set_value(value, [] if known_scalar else None)
+                # relations that name no output axis make a scalar
+                self._axes.set_value(value, [] if is_described else None)
                 continue
             closed = [
                 expr if expr is not None else self._unknown(value, axis)
@@ -464,10 +463,6 @@ def _captured(node: ir.Node) -> Iterator[ir.Value]:
             for inner in graph.all_nodes():
                 yield from (value for value in inner.inputs if value is not None)
             yield from graph.outputs
-
-
-def _reduces_to_scalar(node: ir.Node) -> bool:
-    return node.op_type.startswith(("Reduce", "Arg", "Squeeze", "Gather", "Reshape", "Size"))
 
 
 def _made_up_names(graph: ir.Graph) -> set[str]:

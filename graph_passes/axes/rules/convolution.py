@@ -21,6 +21,7 @@ from secateur.graph_passes.axes.relations import (
     Relation,
     Same,
 )
+from secateur.graph_passes.axes.sizes import Size
 from secateur.graph_passes.axes.view import View
 
 
@@ -47,8 +48,24 @@ def conv(view: View) -> Iterator[Relation]:
         if pointwise:
             yield Same((Port(0, axis), Port(OUT, axis)))
         else:
-            yield from _space(axis, "the convolution mixes neighbours in space")
+            yield from _space(
+                axis, "the convolution mixes neighbours in space", _extent(view, axis, weight[axis])
+            )
             yield Frozen(Port(1, axis), "it is the extent of a kernel")
+
+
+def _extent(view: View, axis: int, kernel: Size) -> Size | None:
+    """Size of an output axis in space; None where padding is automatic or a size dynamic."""
+    before = (view.shape(0) or ())[axis]
+    if not isinstance(before, int) or not isinstance(kernel, int):
+        return None
+    if view.string("auto_pad", "NOTSET") != "NOTSET" or view.integer("ceil_mode", 0):
+        return None
+    i, n = axis - 2, len(view.shape(0) or ()) - 2
+    stride = (view.attribute_ints("strides") or (1,) * n)[i]
+    dilation = (view.attribute_ints("dilations") or (1,) * n)[i]
+    pads = view.attribute_ints("pads") or (0,) * (2 * n)
+    return (before + pads[i] + pads[i + n] - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def _is_pointwise(view: View, kernel: tuple[object, ...]) -> bool:
@@ -57,9 +74,9 @@ def _is_pointwise(view: View, kernel: tuple[object, ...]) -> bool:
     return ones and set(strides) == {1} and set(pads) == {0}
 
 
-def _space(axis: int, reason: str) -> Iterator[Relation]:
+def _space(axis: int, reason: str, extent: Size | None = None) -> Iterator[Relation]:
     yield Frozen(Port(0, axis), reason)
-    yield Fresh(Port(OUT, axis))
+    yield Fresh(Port(OUT, axis), extent)
     yield Frozen(Port(OUT, axis), reason)
 
 
@@ -102,7 +119,10 @@ def pool(view: View) -> Iterator[Relation]:
             outs = [Port(~i, axis) for i in range(len(view.node.outputs))]
             yield Same((Port(0, axis), *outs))
         else:
-            yield from _space(axis, "pooling mixes neighbours in space")
+            kernel = (view.attribute_ints("kernel_shape") or ())[axis - 2]
+            yield from _space(
+                axis, "pooling mixes neighbours in space", _extent(view, axis, kernel)
+            )
 
 
 @AXIS_RULES.register("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
