@@ -116,7 +116,7 @@ def find_sites(model: ir.Model, axes: AxisMap | None = None) -> tuple[Site, ...]
 
 
 def site_named(sites: tuple[Site, ...], name: str) -> Site:
-    """Return the site called ``name``, or the only one whose path ends in it.
+    """Return the site called ``name``, or the only one whose path ends in it, as ``name``.
 
     Raises:
         BadInputError: no site, or more than one, answers to the name.
@@ -125,7 +125,7 @@ def site_named(sites: tuple[Site, ...], name: str) -> Site:
     ending = [site for site in sites if site.name.endswith(f".{name}")]
     found = exact or ending
     if len(found) == 1:
-        return found[0]
+        return replace(found[0], name=name)
     names = [site.name for site in sites]
     close = difflib.get_close_matches(name, names, n=1)
     raise BadInputError(

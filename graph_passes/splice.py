@@ -36,6 +36,9 @@ def splice(emit: Emitter, selector: ir.Model, signals: Mapping[str, ir.Value]) -
         if node.op_type == "Constant" and not node.domain:
             continue
         inputs = [None if v is None else _lookup(emit, v, known) for v in node.inputs]
+        if node.op_type == "Identity" and not node.domain and inputs[0] is not None:
+            known[node.outputs[0]] = inputs[0]
+            continue
         copied = emit.copy(node, inputs)
         known.update(zip(node.outputs, copied.outputs, strict=True))
     score = _lookup(emit, graph.outputs[0], known)

@@ -192,8 +192,6 @@ def _select(
     given = signals.build(context, required_signals(selection.graph))
     score = splice(emit, selection.graph, given)
     score = protect(emit, score, tokens, selection.budget.protected)
-    if score.producer() is None:
-        score = emit.op("Identity", score)
     named(score, f"{cut.site}.score")
     biased = emit.op("Add", score, _bias(emit, cut.site))
     return keep(emit, biased, tokens, selection.budget, cut.site)
@@ -294,8 +292,7 @@ def _record(selection: Selection, cut: CutPoint, regions: Regions, kept: Kept) -
         "site": cut.site,
         "selector": selection.graph.metadata_props.get(_SELECTOR_KEY, selection.graph.graph.name),
         "budget": {
-            "kind": budget.kind if budget.is_input else "constant",
-            "unit": budget.kind,
+            "kind": budget.kind,
             "input": budget.input_name(cut.site) if budget.is_input else None,
             "default": budget.default,
         },
@@ -304,6 +301,11 @@ def _record(selection: Selection, cut: CutPoint, regions: Regions, kept: Kept) -
         "index_output": None,
         "kept_output": f"{cut.site}.kept" if selection.expose_kept else None,
         "bias": f"{cut.site}.score_bias",
+        "values": {
+            "score": f"{cut.site}.score",
+            "length": kept.length.name,
+            "valid": None if kept.valid is None else kept.valid.name,
+        },
         "tokens": str(size(regions.tokens)),
         "per_sample": kept.valid is not None,
     }

@@ -108,7 +108,8 @@ def keep(emit: Emitter, score: ir.Value, tokens: Tokens, budget: Budget, site: s
         site: Prefix of the names.
     """
     counts, length = _counts(emit, tokens, budget, site)
-    named(length, f"{site}.length")
+    if length.const_value is None:  # a constant may serve other sites too
+        named(length, f"{site}.length")
     valid = None
     if counts is not None:
         slots = emit.op(

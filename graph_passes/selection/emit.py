@@ -17,8 +17,9 @@ class Emitter:
     Constants become initialisers, each stored once however often it is asked for.
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, *, reserved: str = "secateur") -> None:
         self.graph = graph
+        self._reserved = reserved
         self.prefix = "selection"
         self.emitted: list[ir.Node] = []
         self._numbers: dict[str, int] = {}
@@ -73,7 +74,7 @@ class Emitter:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             value = ir.Value(
-                name=self._fresh(f"secateur/constant_{array.dtype.name}"),
+                name=self._fresh(f"{self._reserved}/constant_{array.dtype.name}"),
                 const_value=ir.tensor(array),
                 shape=ir.Shape(array.shape),
                 type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
