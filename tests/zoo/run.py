@@ -64,7 +64,7 @@ def chosen(zoo: Zoo, only: list[str], shard: tuple[int, int]) -> list[str]:
 
 
 def _rows(zoo: Zoo, names: list[str], options: argparse.Namespace, console: Console) -> Any:
-    entries = Entries(zoo, options.exports, options.seed)
+    entries = Entries(zoo, options.exports, options.seed, options.renormalise)
     pool = Pool(entries.run, options.jobs, options.timeout, options.output.with_suffix(".logs"))
     for count, (name, facts) in enumerate(pool.results(names), start=1):
         row = {"name": name, **_NOTHING_KNOWN, **facts}
@@ -89,7 +89,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['parameters_left']:.1%}",
             "-" if error is None else f"{error:.1e}",
             "-" if seconds is None else f"{seconds:.3f}",
-            row["failure"] or "ok",
+            row["failure"] or ("ok, renormalised" if row.get("renormalised") else "ok"),
         )
     return table
 
@@ -140,6 +140,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=2, help="models at a time")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds for one model")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--renormalise", action="store_true", help="cut what norms are taken over as well"
+    )
     return parser.parse_args()
 
 

@@ -34,33 +34,39 @@ class Cut:
     twin: ir.Model
 
 
-def half_of_everything(analysis: Analysis, seed: int) -> Plan:
-    """Keep a random half, rounded up, of every group that can lose units exactly."""
+def half_of_everything(analysis: Analysis, seed: int, *, renormalise: bool) -> Plan:
+    """Keep a random half, rounded up, of every group that can lose units.
+
+    Groups that a norm is taken over are cut with ``renormalise``, or where a model has no
+    others; their twin takes the norm over the kept units.
+    """
+    able = [g for g in analysis.groups if g.weights and not g.frozen and g.size > 1]
+    exact = [group for group in able if group.exact]
+    inexact = renormalise or not exact
     rng = np.random.default_rng(seed)
     keep = {
         group.name: tuple(np.sort(rng.permutation(group.size)[: (group.size + 1) // 2]).tolist())
-        for group in analysis.groups
-        if group.removable and group.size > 1
+        for group in (able if inexact else exact)
     }
-    return make_plan(analysis, keep)
+    return make_plan(analysis, keep, allow_inexact=inexact)
 
 
-def cut_in_half(model: ir.Model, seed: int) -> tuple[Cut, float]:
+def cut_in_half(model: ir.Model, seed: int, *, renormalise: bool) -> tuple[Cut, float]:
     """Analyse, plan and remove; the seconds of these three, without the twin."""
     started = time.perf_counter()
     analysis = analyse(model)
-    plan = half_of_everything(analysis, seed)
+    plan = half_of_everything(analysis, seed, renormalise=renormalise)
     small = remove(model, plan)
     seconds = time.perf_counter() - started
     return Cut(model, analysis, plan, small, mask(model, plan)), seconds
 
 
-def refusals(analysis: Analysis) -> list[dict[str, str]]:
+def refusals(cut: Cut) -> list[dict[str, str]]:
     """Every group that stays whole, with the first reason why."""
     return [
         {"group": group.name, "reason": reason, "node": node}
-        for group in analysis.groups
-        if group.weights and group.size > 1 and not group.removable
+        for group in cut.analysis.groups
+        if group.weights and group.size > 1 and group.name not in cut.plan.keep
         for reason, node in [_why(group)]
     ]
 
@@ -87,11 +93,12 @@ def facts_of(cut: Cut) -> dict[str, Any]:
     return {
         "groups": len(cut.analysis.groups),
         "groups_cut": len(cut.plan.keep),
+        "renormalised": any(not cut.analysis.group(name).exact for name in cut.plan.keep),
         "sites": heads.sites,
         "heads_found": heads.found,
         "heads_removed": heads.removed,
         "parameters_left": round(parameters(cut.small) / parameters(cut.model), 4),
-        "refusals": refusals(cut.analysis),
+        "refusals": refusals(cut),
     }
 
 
