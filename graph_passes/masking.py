@@ -18,6 +18,7 @@ from secateur.graph_passes.axes import Atom, AxisMap, FoldUse, indices, leaves, 
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.constants import new_constant
 from secateur.graph_passes.axes.relations import Port
+from secateur.graph_passes.blocks import silence_blocks
 from secateur.graph_passes.groups import analyse_prepared
 from secateur.graph_passes.kept_norms import renormalise
 from secateur.graph_passes.plan import Plan, resolve_plan
@@ -49,6 +50,8 @@ def mask(model: ir.Model, plan: Plan) -> ir.Model:
             renormalise(analysis.model.graph, fill.node, fill.kept)
         else:
             _neutralise(analysis.model.graph, fill)
+    if plan.blocks:
+        silence_blocks(analysis.model, plan.blocks)
     return analysis.model
 
 

@@ -15,6 +15,7 @@ from secateur.graph_passes.axes import Atom
 from secateur.graph_passes.groups import Analysis, Group
 
 SCHEMA = 1
+_KEYS = {"schema", "fingerprint", "allow_inexact", "blocks", "sizes", "keep"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Plan:
     """Of that model; empty in a plan written by hand, which is then not checked."""
     allow_inexact: bool = False
     """Cut groups that a norm is taken over; the result is renormalised, not equal."""
+    blocks: tuple[str, ...] = ()
+    """Residual blocks to remove whole."""
 
     def to_json(self) -> str:
         """Return the plan as JSON, one group a line."""
@@ -39,6 +42,7 @@ class Plan:
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
             "allow_inexact": self.allow_inexact,
+            "blocks": list(self.blocks),
             "sizes": dict(self.sizes),
         }
         body = json.dumps(head, indent=2)[:-2]
@@ -60,7 +64,7 @@ class Plan:
             raise BadInputError(
                 "the plan has another schema", where=where, got=str(got), wanted=str(SCHEMA)
             )
-        unknown = set(data) - {"schema", "fingerprint", "allow_inexact", "sizes", "keep"}
+        unknown = set(data) - _KEYS
         if unknown:
             raise BadInputError("unknown keys in the plan", where=where, got=", ".join(unknown))
         keep = data.get("keep", {})
@@ -74,6 +78,7 @@ class Plan:
             data.get("sizes", {}),
             data.get("fingerprint", ""),
             bool(data.get("allow_inexact", False)),
+            tuple(data.get("blocks", ())),
         )
 
 

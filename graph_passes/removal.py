@@ -13,6 +13,7 @@ from onnx_ir.passes import common
 from secateur.graph_passes.axes import REWRITES, Atom, AxisMap, indices, leaves, size
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.relations import op_key
+from secateur.graph_passes.blocks import remove_blocks
 from secateur.graph_passes.groups import Analysis, analyse_prepared
 from secateur.graph_passes.plan import Plan, resolve_plan
 from secateur.graph_passes.prepare import prepare
@@ -35,14 +36,14 @@ def remove(model: ir.Model, plan: Plan) -> ir.Model:
     analysis = analyse_prepared(prepare(model))
     keep = resolve_plan(analysis, plan)
     _record(analysis, plan)
+    if plan.blocks:
+        remove_blocks(analysis.model, plan.blocks)
     return remove_atoms(analysis, keep)
 
 
 def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> ir.Model:
     """Cut the analysed model itself, in place, and return it."""
     model, axes = analysis.model, analysis.axes
-    if not keep:
-        return model
     _slice_constants(model, axes, keep)
     for node in list(model.graph):
         if op_key(node) in REWRITES and axes.knows(node, -1) and _reads(node, axes, keep):
