@@ -18,16 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import BadInputError
-from secateur.models._reference_selection import (
+from secateur.models.reference_selection import (
     Selector,
     SiteRun,
     TokenSite,
     attention_signals,
     select,
 )
-from secateur.models._token_mode import Attention, TokenMode
 from secateur.models.select_tokens import Keep
 from secateur.models.signals import build
+from secateur.models.token_mode import Attention, TokenMode
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,27 +12,21 @@ from torch import nn
 from secateur.calibration.importance import CRITERIA, Context, rank
 from secateur.calibration.importance.units import sum_by_unit, units
 from secateur.errors import BadInputError
-from secateur.export.torch_export import from_torch
 from secateur.graph_passes.axes import Atom, Sum, indices
 from secateur.graph_passes.groups import Analysis, analyse
 
-LENGTHS = (12, 7)
-BATCH = {
-    "input_ids": np.arange(24).reshape(2, 12),
-    "attention_mask": (np.arange(12) < np.array(LENGTHS)[:, None]).astype(np.int64),
-}
+LENGTHS = (12, 7, 3)
+BATCH = tiny.BATCH
 
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
-    return tiny.seeded(lambda: tiny.TinyBert(layers=2))
+    return tiny.bert()
 
 
 @pytest.fixture(scope="module")
-def model(net: nn.Module) -> ir.Model:
-    axes = {0: "batch", 1: "tokens"}
-    inputs = {name: torch.from_numpy(x) for name, x in BATCH.items()}
-    return from_torch(net, inputs, dict.fromkeys(inputs, axes))
+def model() -> ir.Model:
+    return tiny.exported()
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +87,7 @@ def test_output_norm_is_the_mean_length_over_real_tokens(
 
 
 def test_output_norm_over_two_batches_equals_one_over_both(analysis: Analysis) -> None:
-    halves = [{name: x[i : i + 1] for name, x in BATCH.items()} for i in range(2)]
+    halves = [{name: x[i : i + 1] for name, x in BATCH.items()} for i in range(3)]
     together = scores(analysis, "output_norm", "ffn", data=[BATCH])
     apart = scores(analysis, "output_norm", "ffn", data=iter(halves))
     for name in together:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 from tests.parity import tiny
 
 from secateur.calibration.allocation import Allocation, allocate
 from secateur.calibration.planning import Ranking, combine, plan
 from secateur.errors import BadInputError
-from secateur.export.torch_export import from_torch
 from secateur.graph_passes.groups import analyse
 from secateur.graph_passes.plan import Plan
 
@@ -20,12 +18,7 @@ SCORES = {"a": np.array([4.0, 1.0, 3.0, 2.0]), "b": np.array([40.0, 41.0, 39.0, 
 
 @pytest.fixture(scope="module")
 def model() -> ir.Model:
-    net = tiny.seeded(lambda: tiny.TinyBert(layers=2))
-    inputs = {
-        "input_ids": torch.arange(24).reshape(2, 12),
-        "attention_mask": torch.ones(2, 12, dtype=torch.long),
-    }
-    return from_torch(net, inputs, {name: {0: "batch", 1: "tokens"} for name in inputs})
+    return tiny.exported()
 
 
 def test_local_removes_the_same_share_of_each_group() -> None:
@@ -94,6 +87,7 @@ def test_a_plan_names_every_group_of_the_role(model: ir.Model) -> None:
     assert {name: len(kept) for name, kept in made.keep.items()} == {
         "heads of layers.0": 3,
         "heads of layers.1": 3,
+        "heads of layers.2": 3,
     }
     assert Plan.from_json(made.to_json()).keep == made.keep
 

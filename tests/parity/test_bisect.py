@@ -5,31 +5,25 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 from tests.parity import tiny
 from torch import nn
 
 from secateur.errors import BadInputError
-from secateur.export.torch_export import from_torch
 from secateur.graph_passes.names import parameter_names
 from secateur.workflow.bisect import BisectOptions, bisect
 from secateur.workflow.module_outputs import boundaries
 
-BATCH = {
-    "input_ids": np.arange(24).reshape(2, 12),
-    "attention_mask": (np.arange(12) < np.array([[12], [7]])).astype(np.int64),
-}
+BATCH = tiny.BATCH
 
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
-    return tiny.seeded(lambda: tiny.TinyBert(layers=3))
+    return tiny.bert()
 
 
 @pytest.fixture(scope="module")
-def model(net: nn.Module) -> ir.Model:
-    inputs = {name: torch.from_numpy(x) for name, x in BATCH.items()}
-    return from_torch(net, inputs, {name: {0: "batch", 1: "tokens"} for name in inputs})
+def model() -> ir.Model:
+    return tiny.exported()
 
 
 def planted(model: ir.Model, parameter: str, number: float) -> ir.Model:

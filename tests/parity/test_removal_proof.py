@@ -10,7 +10,6 @@ from tests.parity import tiny
 from torch import nn
 
 from secateur.errors import BadInputError
-from secateur.export.torch_export import from_torch
 from secateur.graph_passes.groups import analyse
 from secateur.graph_passes.plan import Plan, make_plan
 from secateur.graph_passes.removal import remove
@@ -18,22 +17,17 @@ from secateur.models.reference import neutralised
 from secateur.workflow.model_session import open_model
 from secateur.workflow.removal_proof import random_like, removal_proof, removed_units
 
-BATCH = {
-    "input_ids": np.arange(24).reshape(2, 12),
-    "attention_mask": (np.arange(12) < np.array([[12], [7]])).astype(np.int64),
-}
+BATCH = tiny.BATCH
 
 
 @pytest.fixture(scope="module")
 def net() -> nn.Module:
-    return tiny.seeded(lambda: tiny.TinyBert(layers=2))
+    return tiny.bert()
 
 
 @pytest.fixture(scope="module")
-def model(net: nn.Module) -> ir.Model:
-    axes = {0: "batch", 1: "tokens"}
-    inputs = {name: torch.from_numpy(x) for name, x in BATCH.items()}
-    return from_torch(net, inputs, dict.fromkeys(inputs, axes))
+def model() -> ir.Model:
+    return tiny.exported()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +35,7 @@ def plan(model: ir.Model) -> Plan:
     analysis = analyse(model)
     keep = {g.name: (0, 2, 3) for g in analysis.by_role("heads")}
     keep |= {g.name: tuple(range(1, g.size, 2)) for g in analysis.by_role("ffn")}
-    assert len(keep) == 4
+    assert len(keep) == 6
     return make_plan(analysis, keep)
 
 
@@ -65,7 +59,7 @@ def test_the_pytorch_reference_agrees_with_the_removal(
     """Two independent ways: sliced ONNX weights, and zeroed columns of the torch module."""
     units = removed_units(model, plan)
     assert {u.parameter for u in units} == {
-        f"layers.{i}.{name}.weight" for i in range(2) for name in ("attention.o", "down")
+        f"layers.{i}.{name}.weight" for i in range(3) for name in ("attention.o", "down")
     }
     with torch.no_grad():
         want = neutralised(net, units)(**{n: torch.from_numpy(x) for n, x in BATCH.items()})
@@ -75,13 +69,13 @@ def test_the_pytorch_reference_agrees_with_the_removal(
 
 
 def test_random_inputs_keep_names_shapes_and_valid_values() -> None:
-    drawn = random_like({**BATCH, "pixels": np.zeros((2, 3), np.float32)}, seed=0)
+    drawn = random_like({**BATCH, "pixels": np.zeros((3, 3), np.float32)}, seed=0)
     assert {n: (x.shape, x.dtype) for n, x in drawn.items()} == {
-        "input_ids": ((2, 12), np.dtype(np.int64)),
-        "attention_mask": ((2, 12), np.dtype(np.int64)),
-        "pixels": ((2, 3), np.dtype(np.float32)),
+        "input_ids": ((3, 12), np.dtype(np.int64)),
+        "attention_mask": ((3, 12), np.dtype(np.int64)),
+        "pixels": ((3, 3), np.dtype(np.float32)),
     }
-    assert drawn["input_ids"].max() <= 23
+    assert drawn["input_ids"].max() <= 35
     assert drawn["attention_mask"][:, 0].all()
     assert drawn["pixels"].any()
 

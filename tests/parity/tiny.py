@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+import onnx_ir as ir
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from secateur.export.torch_export import from_torch
 
 Array = NDArray[np.float64]
 D, H, FFN = 16, 4, 24
@@ -91,6 +95,30 @@ def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
         for parameter in net.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return net
+
+
+BATCH = {
+    "input_ids": np.arange(36).reshape(3, 12),
+    "attention_mask": (np.arange(12) < np.array([[12], [7], [3]])).astype(np.int64),
+}
+"""Three sentences of different length."""
+
+
+@cache
+def bert(layers: int = 3, *, fused: bool = True) -> nn.Module:
+    return seeded(lambda: TinyBert(layers, fused))
+
+
+@cache
+def exported(layers: int = 3, *, fused: bool = True, opset: int = 20) -> ir.Model:
+    """The ONNX graph of ``bert``, made once per process; treat it as read-only."""
+    return export(bert(layers, fused=fused), BATCH, opset)
+
+
+def export(net: nn.Module, batch: Mapping[str, NDArray], opset: int = 20) -> ir.Model:
+    inputs = {name: torch.from_numpy(x) for name, x in batch.items()}
+    axes = {0: "batch", 1: "tokens"} if "input_ids" in batch else {0: "batch"}
+    return from_torch(net, inputs, dict.fromkeys(inputs, axes), opset=opset)
 
 
 def weights(net: nn.Module) -> dict[str, Array]:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from secateur.errors import BadInputError
-from secateur.models._token_mode import Attention
 from secateur.models.selectors import resolve_selector
+from secateur.models.token_mode import Attention
 
 
 class Selector(Protocol):
