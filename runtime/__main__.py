@@ -15,7 +15,7 @@ import numpy as np
 from secateur.errors import BadInputError, ParityError, SecateurError
 from secateur.runtime.bench import BenchOptions, BenchRow, break_even_batch
 from secateur.runtime.bench_bundle import bench_bundle
-from secateur.runtime.build import build_target
+from secateur.runtime.build import build_target, safe_level
 from secateur.runtime.bundle import BENCH_NAME, PARITY_NAME, open_bundle
 from secateur.runtime.bundle_writer import revised_bundle
 from secateur.runtime.npz import read_npz
@@ -23,6 +23,8 @@ from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.parity import GoldenParity, check_goldens
 from secateur.runtime.session import DEFAULT_TARGET, open_session
 from secateur.runtime.targets import parse_target
+
+AUTO = "auto"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,8 +56,11 @@ def build(options: argparse.Namespace) -> None:
         timeout_s = options.timeout or spec.timeout_s
         changed = replace(spec, workspace_bytes=workspace, timeout_s=timeout_s)
         draft.manifest = replace(draft.manifest, spec=changed)
+        level = options.optimisation
+        if level == AUTO and "onnxruntime" in targets:
+            level = safe_level(draft)
         for target in targets:
-            build_target(draft, target, optimisation=options.optimisation, forced=options.forced)
+            build_target(draft, target, optimisation=level, forced=options.forced)
     bundle = open_bundle(options.bundle)
     sizes = {
         target: bundle.manifest.files[bundle.manifest.engines[target].file].size_bytes
@@ -182,7 +187,12 @@ def _command(commands: Any, name: str, call: Callable[..., None]) -> argparse.Ar
 
 def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", action="append", help="onnxruntime, rtx:sm86; may be repeated")
-    parser.add_argument("--optimisation", choices=OPTIMISATION_LEVELS, default="all")
+    parser.add_argument(
+        "--optimisation",
+        choices=(AUTO, *OPTIMISATION_LEVELS),
+        default=AUTO,
+        help="of ONNX Runtime; auto: the highest that agrees with none on the goldens",
+    )
     parser.add_argument("--forced", action="store_true", help="build the forced twin for parity")
     parser.add_argument("--workspace-mib", type=int, default=0, help="0: as the bundle says")
     parser.add_argument("--timeout", type=float, default=0.0, help="seconds; 0: as the bundle says")

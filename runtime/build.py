@@ -7,12 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from secateur.errors import BadInputError
-from secateur.runtime.backend import BACKENDS, Built, EngineSpec
-from secateur.runtime.bundle import FORCED_NAME, MODEL_NAME
+from secateur.runtime.backend import BACKENDS, Built, EngineSpec, ShapeRange
+from secateur.runtime.budgets import along, symbol_ranges
+from secateur.runtime.bundle import FORCED_NAME, GOLDENS_NAME, MODEL_NAME
 from secateur.runtime.bundle_writer import Draft
-from secateur.runtime.checks import check_build, symbol_ranges
+from secateur.runtime.checks import check_build
+from secateur.runtime.compare import TOLERANCES
+from secateur.runtime.deployed import highest_agreeing_level
+from secateur.runtime.goldens import read_goldens
 from secateur.runtime.onnx_outline import read_outline
-from secateur.runtime.profiles import complete_spec, profiles_from_dimensions
+from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
+from secateur.runtime.profiles import complete_spec
 from secateur.runtime.sites import sites_from_metadata
 from secateur.runtime.targets import Target, parse_target
 from secateur.runtime.tensorrt import TensorRtRtx
@@ -45,14 +50,38 @@ def build_target(draft: Draft, target: str, *, optimisation: str, forced: bool) 
         draft.add_forced_engine(str(parsed), _build(twin, spec, parsed))
 
 
+def safe_level(draft: Draft) -> str:
+    """ONNX Runtime's highest optimisation level that changes nothing on the goldens' inputs.
+
+    Without goldens there is nothing to check on, and nothing is optimised.
+    """
+    goldens = draft.folder / GOLDENS_NAME
+    if not goldens.is_file():
+        logger.warning("no goldens to check on: ONNX Runtime's graph optimisation stays off")
+        return OPTIMISATION_LEVELS[0]
+    return highest_agreeing_level(
+        draft.folder / MODEL_NAME,
+        [case.inputs for case in read_goldens(goldens)],
+        tolerance=TOLERANCES[draft.manifest.dtype],
+    )
+
+
 def forced_spec(twin: Path, spec: EngineSpec) -> EngineSpec:
-    """The specification of a forced twin: its score biases are real inputs, ``[B, N]``."""
+    """The specification of a forced twin, whose score biases are real inputs.
+
+    The bias of a site is (B, N), N being the tokens that reach it: B as in the scores that the
+    twin returns, N from the chain of sites.
+    """
     outline = read_outline(twin)
-    missing = [info for info in outline.inputs if info.name not in spec.profiles]
+    sites = sites_from_metadata(outline.metadata)
     symbols = symbol_ranges(outline, spec.profiles)
-    used = {size for info in missing for size in info.shape if isinstance(size, str)}
-    ranges = {name: ends for name, ends in symbols.items() if any(name in size for size in used)}
-    return replace(spec, profiles={**spec.profiles, **profiles_from_dimensions(missing, ranges)})
+    batches = {info.name: str(info.shape[0]) for info in outline.outputs if info.shape}
+    biases = {}
+    for stop in along(sites, symbols, spec.shape_values):
+        batch = symbols.get(batches.get(f"{stop.site.name}.score", ""), (1, 1, 1))
+        low, usual, high = zip(batch, stop.tokens, strict=True)
+        biases[stop.site.bias] = ShapeRange(low, usual, high)
+    return replace(spec, profiles={**spec.profiles, **biases})
 
 
 def _build(model: Path, spec: EngineSpec, target: Target) -> Built:
@@ -69,4 +98,4 @@ def _check_runs(model: Path, optimisation: str) -> None:
         return
 
 
-__all__ = ["build_target", "forced_spec"]
+__all__ = ["build_target", "forced_spec", "safe_level"]

@@ -6,6 +6,7 @@ A bundle holds ``model.onnx`` (and its external data), ``engines/<target>/``, ``
 
 from __future__ import annotations
 
+import json
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -99,7 +100,21 @@ class Bundle:
         entry = entries[name]
         where = f"target {name!r} of {self.path}"
         check_requirement(parse_target(name).backend, entry.requires, where=where)
+        if entry.record:
+            self._check_origin(entry, where)
         return entry
+
+    def _check_origin(self, entry: EngineEntry, where: str) -> None:
+        """An engine must be of this very model: another with the same shapes runs, wrongly."""
+        record = json.loads(self.file(entry.record).read_text(encoding="utf-8"))
+        for name, digest in record.get("onnx_sha256", {}).items():
+            if name not in self.manifest.files or self.manifest.files[name].sha256 != digest:
+                raise BadInputError(
+                    "the engine was built from another model than the bundle holds",
+                    where=where,
+                    got=f"{name} with sha256 {digest}",
+                    next_step="build it again: python -m secateur.runtime build BUNDLE",
+                )
 
 
 def open_bundle(path: Path | str) -> Bundle:

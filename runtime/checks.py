@@ -7,17 +7,16 @@ reference for TopK.*
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from secateur.errors import BadInputError
 from secateur.runtime.backend import EngineSpec, ShapeRange
-from secateur.runtime.expressions import evaluate
+from secateur.runtime.budgets import Ends, along, symbol_ranges
 from secateur.runtime.onnx_outline import ModelOutline, NodeOutline
 from secateur.runtime.sites import Site
 from secateur.runtime.targets import Target
 
 MAX_TOP_K = 3840
-_PER_MILLE = 1000
 _ENDS = ("min", "opt", "max")
 
 # Operators that TensorRT-RTX 1.7 lacks whatever their inputs, and what to use instead.
@@ -46,96 +45,6 @@ def check_build(
     if target.backend == "rtx":
         _check_operators(outline)
         _check_capabilities(outline, target)
-
-
-def default_shape_values(
-    outline: ModelOutline, sites: Iterable[Site], profiles: Mapping[str, ShapeRange]
-) -> dict[str, ShapeRange]:
-    """Ranges for the budget inputs that follow from the profiles.
-
-    A count runs from the protected tokens over the site's default to the largest N, and the
-    usual one never grows from site to site; a share runs from 1 to 1000 permille.
-    """
-    found: dict[str, ShapeRange] = {}
-    symbols = symbol_ranges(outline, profiles)
-    upstream: tuple[int, ...] | None = None
-    for site in sites:
-        tokens = tokens_at(site, symbols, upstream)
-        usual = min(max(site.budget.default, site.protected), tokens[1])
-        if site.budget.input and site.budget.kind == "permille":
-            found[site.budget.input] = ShapeRange((1,), (site.budget.default,), (_PER_MILLE,))
-        elif site.budget.input:
-            low = min(max(1, site.protected), usual)
-            found[site.budget.input] = ShapeRange((low,), (usual,), (tokens[2],))
-        upstream = kept_at(site, tokens, found)
-    return found
-
-
-def symbol_ranges(
-    outline: ModelOutline, profiles: Mapping[str, ShapeRange]
-) -> dict[str, tuple[int, int, int]]:
-    """Smallest, usual and largest size of every named dimension; names must agree."""
-    found: dict[str, tuple[int, int, int]] = {}
-    origin: dict[str, str] = {}
-    for info in outline.inputs:
-        span = profiles.get(info.name)
-        if span is None or len(span.low) != len(info.shape):
-            continue
-        ends = zip(info.shape, span.low, span.usual, span.high, strict=True)
-        for size, low, usual, high in ends:
-            if not isinstance(size, str) or not size or info.optional:
-                continue
-            first = found.setdefault(size, (low, usual, high))
-            if first != (low, usual, high):
-                raise BadInputError(
-                    f"two profiles give dimension {size!r} different ranges",
-                    where=f"inputs {origin[size]!r} and {info.name!r}",
-                    got=f"{first} and {(low, usual, high)}",
-                    wanted="one range (min, opt, max) for one dimension",
-                )
-            origin.setdefault(size, info.name)
-    return found
-
-
-def tokens_at(
-    site: Site, symbols: Mapping[str, tuple[int, int, int]], upstream: tuple[int, ...] | None
-) -> tuple[int, ...]:
-    """N at a site at the three ends of the profile.
-
-    Below another site it is at most what that one keeps; the recorded expression decides
-    where it can be evaluated with the input dimensions alone.
-    """
-    sizes = [
-        evaluate(site.tokens, {name: ends[end] for name, ends in symbols.items()})
-        for end in range(len(_ENDS))
-    ]
-    known = [size for size in sizes if size is not None]
-    if len(known) == len(_ENDS):
-        return tuple(min(n, k) for n, k in zip(known, upstream or known, strict=True))
-    if upstream is not None:
-        return upstream
-    raise BadInputError(
-        f"the number of tokens at site {site.name!r} cannot be told from the profiles",
-        got=f"N = {site.tokens!r}; ranges for {', '.join(symbols) or 'no dimension'}",
-        wanted="a range for every dimension in that expression",
-        next_step="give a profile for every dynamic input",
-    )
-
-
-def kept_at(
-    site: Site, tokens: tuple[int, ...], shape_values: Mapping[str, ShapeRange]
-) -> tuple[int, ...]:
-    """K of a site at the three ends of the profile, after the clamp to N."""
-    default = (site.budget.default,)
-    span = shape_values.get(site.budget.input, ShapeRange(default, default, default))
-    amounts = (span.low[0], span.usual[0], span.high[0])
-    if site.budget.kind == "permille":
-        wanted = [-(-n * a // _PER_MILLE) for n, a in zip(tokens, amounts, strict=True)]
-    else:
-        wanted = list(amounts)
-    return tuple(
-        max(min(k, n), min(site.protected, n)) for k, n in zip(wanted, tokens, strict=True)
-    )
 
 
 def _check_names(outline: ModelOutline, spec: EngineSpec) -> None:
@@ -179,30 +88,28 @@ def check_profiles(outline: ModelOutline, spec: EngineSpec) -> None:
 
 def _check_shape_values(sites: tuple[Site, ...], outline: ModelOutline, spec: EngineSpec) -> None:
     """K <= N and K <= 3840 at every site, for every budget that the profile allows."""
-    symbols = symbol_ranges(outline, spec.profiles)
-    upstream: tuple[int, ...] | None = None
     for site in sites:
-        tokens = tokens_at(site, symbols, upstream)
-        span = spec.shape_values.get(site.budget.input) if site.budget.input else None
-        if site.budget.input and span is None:
+        if site.budget.input and site.budget.input not in spec.shape_values:
             raise BadInputError(
                 f"the budget of site {site.name!r} has no range of values",
                 where=f"input {site.budget.input!r}",
-                next_step="give (min, opt, max), or take checks.default_shape_values",
+                next_step="give (min, opt, max), or take budgets.default_shape_values",
             )
-        if site.budget.kind != "permille":
-            _check_count(site, tokens, span)
-        upstream = kept_at(site, tokens, spec.shape_values)
-        if upstream[2] > MAX_TOP_K:
+    symbols = symbol_ranges(outline, spec.profiles)
+    for stop in along(sites, symbols, spec.shape_values):
+        if stop.site.budget.kind != "permille":
+            _check_count(stop.site, stop.tokens, spec.shape_values.get(stop.site.budget.input))
+        if stop.kept[2] > MAX_TOP_K:
             raise BadInputError(
-                f"site {site.name!r} may keep {upstream[2]} tokens; TopK takes at most {MAX_TOP_K}",
-                where=f"profile max N = {tokens[2]}",
+                f"site {stop.site.name!r} may keep {stop.kept[2]} tokens; "
+                f"TopK takes at most {MAX_TOP_K}",
+                where=f"profile max N = {stop.tokens[2]}",
                 wanted=f"K <= {MAX_TOP_K}",
                 next_step="lower the largest N of the profile or the largest budget",
             )
 
 
-def _check_count(site: Site, tokens: tuple[int, ...], span: ShapeRange | None) -> None:
+def _check_count(site: Site, tokens: Ends, span: ShapeRange | None) -> None:
     counts = (span.low[0], span.usual[0], span.high[0]) if span else (site.budget.default,) * 3
     for end in (1, 2):
         if counts[end] > tokens[end]:
@@ -257,9 +164,5 @@ __all__ = [
     "UNSUPPORTED_BY_RTX",
     "check_build",
     "check_profiles",
-    "default_shape_values",
     "describe",
-    "kept_at",
-    "symbol_ranges",
-    "tokens_at",
 ]

@@ -185,7 +185,7 @@ def _walk_node(node: Message, parts: _Parts) -> None:
             operator=text(node, 4),
             inputs=strings(node, 1),
             outputs=strings(node, 2),
-            module=_module_path(_properties(node, 9)),
+            module=_module_path(text(node, 3), _properties(node, 9)),
         )
     )
     for attribute in _messages(node, 5):
@@ -196,16 +196,19 @@ def _walk_node(node: Message, parts: _Parts) -> None:
                 _walk_graph(value, parts)
 
 
-def _module_path(properties: Mapping[str, str]) -> str:
-    """The module that torch's exporter names: the last scope before the call itself."""
-    scopes = properties.get("pkg.torch.onnx.name_scopes", "")
-    if not scopes:
-        return ""
+def _module_path(name: str, properties: Mapping[str, str]) -> str:
+    """The module that torch's exporter names, the last scope before the call itself.
+
+    Other converters spell the path in the node's name, with slashes.
+    """
+    recorded = properties.get("pkg.torch.onnx.name_scopes", "")
+    if not recorded:
+        return ".".join(part for part in name.strip("/").split("/")[:-1] if part)
     try:
-        path = ast.literal_eval(scopes)
-    except (SyntaxError, ValueError):
+        scopes = [scope for scope in ast.literal_eval(recorded) if scope]
+    except (SyntaxError, ValueError, TypeError):
         return ""
-    return str(path[-2]) if isinstance(path, list) and len(path) > 1 else ""
+    return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
 def _properties(message: Message, number: int) -> dict[str, str]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from secateur.errors import BadInputError
 from secateur.runtime.backend import EngineSpec, ShapeRange
-from secateur.runtime.checks import check_profiles, default_shape_values
+from secateur.runtime.budgets import default_shape_values
+from secateur.runtime.checks import check_profiles
 from secateur.runtime.expressions import evaluate
 from secateur.runtime.onnx_outline import ModelOutline
 from secateur.runtime.signature import TensorInfo

@@ -196,12 +196,18 @@ def _tensors(count: int, get: Any) -> list[dict[str, Any]]:  # noqa: ANN401
     return [
         {
             "name": tensor.name,
-            "dtype": str(tensor.dtype).rpartition(".")[2].lower(),
+            "dtype": _dtype(str(tensor.dtype)),
             "shape": list(tensor.shape),
             "is_shape_input": bool(tensor.is_shape_tensor),
         }
         for tensor in (get(place) for place in range(count))
     ]
+
+
+def _dtype(name: str) -> str:
+    """``DataType.FLOAT`` as NumPy spells it."""
+    short = name.rpartition(".")[2].lower()
+    return {"float": "float32", "half": "float16", "bf16": "bfloat16"}.get(short, short)
 
 
 def _memory(messages: Iterable[Message]) -> dict[str, int]:

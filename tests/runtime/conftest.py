@@ -66,7 +66,7 @@ def make_selecting(*, forced: bool = False, width: int = 8) -> onnx.ModelProto:
         onnx.numpy_helper.from_array(np.array([1], np.int64), "one"),
         onnx.numpy_helper.from_array(np.array([2], np.int64), "two"),
     ]
-    bias_shape: list[int | str] = ["batch", "tokens"] if forced else ["bias_batch", "bias_tokens"]
+    bias_shape = ["bias.rows", "bias.columns"]
     if not forced:
         initialisers.append(
             onnx.numpy_helper.from_array(np.zeros((1, 1), np.float32), f"{site}.score_bias")
@@ -125,6 +125,19 @@ def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
 def dense_path(tmp_path: Path) -> Path:
     path = tmp_path / "dense.onnx"
     onnx.save(make_dense(), path)
+    return path
+
+
+@pytest.fixture
+def masked_path(tmp_path: Path) -> Path:
+    """y = x * mask, two inputs that share both axes."""
+    sizes = ["batch", "tokens"]
+    values = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, sizes) for n in ("x", "mask", "y")
+    ]
+    node = helper.make_node("Mul", ["x", "mask"], ["y"])
+    path = tmp_path / "masked.onnx"
+    onnx.save(_model(helper.make_graph([node], "masked", values[:2], values[2:])), path)
     return path
 
 

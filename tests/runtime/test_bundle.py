@@ -12,6 +12,7 @@ import pytest
 
 from secateur.errors import BadInputError
 from secateur.runtime import files
+from secateur.runtime.backend import Built
 from secateur.runtime.bundle import Bundle, open_bundle
 from secateur.runtime.bundle_writer import Draft, new_bundle, revised_bundle
 from secateur.runtime.session import open_session
@@ -257,6 +258,26 @@ def test_another_backend_version_is_refused_before_the_backend(
     ):
         pass
     assert caught.value.wanted == requires
+
+
+def test_an_engine_of_another_model_is_refused(bundle_path: Path, dense_path: Path) -> None:
+    digest = files.sha256_of(bundle_path / "model.onnx")
+    built = Built(b"engine", {"onnx_sha256": {"model.onnx": digest}})
+    with revised_bundle(bundle_path) as draft:
+        draft.add_engine("rtx:sm86", built, requires=">=1.0")
+    assert open_bundle(bundle_path).engine("rtx:sm86").file.endswith("model.engine")
+    with revised_bundle(bundle_path) as draft:
+        draft.place_model("model.onnx", dense_path)
+    with pytest.raises(BadInputError, match="built from another model"):
+        open_bundle(bundle_path).engine("rtx:sm86")
+
+
+def test_an_engine_of_another_series_is_refused(bundle_path: Path) -> None:
+    with revised_bundle(bundle_path) as draft:
+        draft.add_engine("rtx:sm86", Built(b"engine", {}), requires="==0.9")
+    with pytest.raises(BadInputError, match="does not fit the installed TensorRT-RTX") as caught:
+        open_bundle(bundle_path).engine("rtx")
+    assert 'tensorrt_rtx_cu13==0.9.*"' in caught.value.next_step
 
 
 # Running it.

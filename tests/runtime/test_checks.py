@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 from secateur.errors import BadInputError
 from secateur.runtime.backend import EngineSpec, ShapeRange
-from secateur.runtime.checks import check_build, default_shape_values, symbol_ranges
+from secateur.runtime.budgets import default_shape_values, symbol_ranges
+from secateur.runtime.checks import check_build
 from secateur.runtime.expressions import evaluate
 from secateur.runtime.onnx_outline import ModelOutline, read_outline
 from secateur.runtime.profiles import complete_spec, profiles_from_dimensions
@@ -97,12 +98,13 @@ def test_turing_is_refused_for_fp32_products_naming_the_node(outline: ModelOutli
     assert "node 'project' (MatMul)" in caught.value.where
 
 
-def test_dimensions_of_one_name_need_one_range(forced_path: Path) -> None:
-    outline = read_outline(forced_path)
-    bias = ShapeRange((1, 4), (1, 8), (4, 12))
-    profiles = {**_spec().profiles, "encoder.layer.0.score_bias": bias}
+def test_dimensions_of_one_name_need_one_range(masked_path: Path) -> None:
+    profiles = {
+        "x": ShapeRange((1, 4), (1, 8), (4, 16)),
+        "mask": ShapeRange((1, 4), (1, 8), (4, 12)),
+    }
     with pytest.raises(BadInputError, match="'tokens' different ranges"):
-        symbol_ranges(outline, profiles)
+        symbol_ranges(read_outline(masked_path), profiles)
 
 
 # Ranges of budgets that follow from the profiles.

@@ -59,6 +59,13 @@ def test_build_without_target_builds_those_of_the_manifest(
     assert "onnxruntime:" in capsys.readouterr().out
 
 
+def test_build_optimises_as_far_as_the_goldens_allow(proven_path: Path, bundle_path: Path) -> None:
+    for path, level in ((proven_path, "all"), (bundle_path, "disabled")):
+        assert main(["build", str(path), "--target", "onnxruntime"]) == 0
+        entry = open_bundle(path).manifest.engines["onnxruntime"]
+        assert entry.options == {"optimisation": level}, "without goldens nothing is checked"
+
+
 def test_a_build_that_fails_leaves_the_bundle(
     bundle_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

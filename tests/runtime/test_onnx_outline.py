@@ -18,7 +18,7 @@ def test_inputs_outputs_and_operators_are_read(selecting_path: Path) -> None:
     assert described == {
         "x": ("float32[batch, tokens, 8]", False),
         "encoder.layer.0.k": ("int64[1]", False),
-        "encoder.layer.0.score_bias": ("float32[bias_batch, bias_tokens]", True),
+        "encoder.layer.0.score_bias": ("float32[bias.rows, bias.columns]", True),
     }
     assert [info.describe() for info in outline.outputs] == ["float32[batch, kept, 8]"]
     assert outline.operators == (
@@ -47,6 +47,22 @@ def test_a_node_tells_its_module(dense_path: Path) -> None:
     outline = read_outline(dense_path)
     assert outline.module_of("up") == "encoder.ffn"
     assert outline.module_of("down") == ""
+
+
+def test_a_node_name_with_slashes_tells_its_module(dense_path: Path) -> None:
+    model = onnx.load(dense_path)
+    model.graph.node[0].name = "/encoder/layer.0/MatMul"
+    onnx.save(model, dense_path)
+    assert read_outline(dense_path).module_of("/encoder/layer.0/MatMul") == "encoder.layer.0"
+
+
+@pytest.mark.parametrize("scopes", ["[", "3", "['', 'x']", "__import__('os')"])
+def test_scopes_that_say_nothing_are_left_alone(scopes: str, dense_path: Path) -> None:
+    model = onnx.load(dense_path)
+    entry = model.graph.node[0].metadata_props.add()
+    entry.key, entry.value = "pkg.torch.onnx.name_scopes", scopes
+    onnx.save(model, dense_path)
+    assert read_outline(dense_path).module_of("up") == ""
 
 
 def test_nodes_of_subgraphs_count(tmp_path: Path) -> None:

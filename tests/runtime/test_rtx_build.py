@@ -30,7 +30,7 @@ def test_an_engine_comes_with_a_side_car_that_describes_it(selecting_path: Path)
     assert set(inputs) == {"x", "encoder.layer.0.k"}, "the bias is a constant in the engine"
     assert inputs["x"]["shape"] == [-1, -1, 8]
     assert inputs["encoder.layer.0.k"]["is_shape_input"]
-    assert record["outputs"][0]["dtype"] == "float"
+    assert record["outputs"][0]["dtype"] == "float32"
     assert record["profiles"]["x"] == [[1, 4, 8], [1, 8, 8], [4, 16, 8]]
     assert record["shape_values"]["encoder.layer.0.k"] == [[1], [4], [16]]
     assert record["compute_capabilities"] == ["sm86", "sm89"]
