@@ -120,19 +120,41 @@ def _static(length: object, node: ir.Node) -> int:
 def _insert_where(graph: ir.Graph, fill: _Fill, axis: int, stays: NDArray[np.bool_]) -> None:
     value = fill.node.inputs[fill.slot]
     assert value is not None
+    assert fill.neutral is not None
+    where = _where(graph, fill, value, (axis, stays, fill.neutral))
+    graph.insert_before(fill.node, where)
+    fill.node.replace_input_with(fill.slot, where.outputs[0])
+    if fill.node.op_type == "LogSoftmax":
+        _hide_infinity(graph, fill, axis, stays)
+
+
+def _hide_infinity(graph: ir.Graph, fill: _Fill, axis: int, stays: NDArray[np.bool_]) -> None:
+    """A log softmax hands the -inf on, which a zero weight would turn into NaN: 0 instead."""
+    result = fill.node.outputs[0]
+    readers = tuple(result.uses())
+    where = _where(graph, fill, result, (axis, stays, 0.0))
+    graph.insert_after(fill.node, where)
+    for reader, slot in readers:
+        reader.replace_input_with(slot, where.outputs[0])
+
+
+def _where(
+    graph: ir.Graph, fill: _Fill, value: ir.Value, where: tuple[int, NDArray[np.bool_], float]
+) -> ir.Node:
+    """Return a node that writes a number over the positions of an axis that do not stay."""
+    axis, stays, number = where
     if value.dtype is None:
         raise PreconditionError("the type of a masked value is unknown", where=node_name(fill.node))
     shape = [1] * fill.rank
     shape[axis] = stays.size
-    name = f"{node_name(fill.node)}.mask{fill.slot}.{axis}"
+    name = f"{node_name(fill.node)}.mask.{value.name}.{axis}"
     condition = new_constant(graph, name, stays.reshape(shape))
-    neutral = new_constant(graph, f"{name}.fill", np.array(fill.neutral, value.dtype.numpy()))
-    where = ir.Node("", "Where", [condition, value, neutral], name=f"{name}.where")
-    where.outputs[0].name = f"{name}.where"
-    where.outputs[0].dtype = value.dtype
-    where.outputs[0].shape = value.shape
-    graph.insert_before(fill.node, where)
-    fill.node.replace_input_with(fill.slot, where.outputs[0])
+    filler = new_constant(graph, f"{name}.fill", np.array(number, value.dtype.numpy()))
+    node = ir.Node("", "Where", [condition, value, filler], name=f"{name}.where")
+    node.outputs[0].name = f"{name}.where"
+    node.outputs[0].dtype = value.dtype
+    node.outputs[0].shape = value.shape
+    return node
 
 
 __all__ = ["mask"]
