@@ -20,6 +20,7 @@ from secateur.export import (
     dimension_names,
     parameter_names,
     simplify,
+    torchlib_cache,
     verify,
 )
 from secateur.export.dimension_names import Dynamic
@@ -208,7 +209,7 @@ def _translate(
     level = registration.level
     registration.setLevel(logging.ERROR)  # it warns about torchvision in every process
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torchlib_cache.compiled_once():
             warnings.simplefilter("ignore")
             exported = torch.onnx.export(
                 program,

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+)
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file.
@@ -72,6 +81,8 @@ def load_model(folder: Path, class_name: str, **options: object) -> nn.Module:
     """
     check_weights(folder)
     transformers = _transformers()
+    from safetensors import SafetensorError
+
     try:
         model_class = getattr(transformers, class_name)
     except AttributeError as error:
@@ -95,7 +106,7 @@ def load_model(folder: Path, class_name: str, **options: object) -> nn.Module:
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadInputError(
             "the model cannot be loaded", where=str(folder), got=str(error)[:500]
         ) from error
@@ -114,18 +125,25 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """Load the folder's tokenizer.
 
     Raises:
-        BadInputError: there is none.
+        BadInputError: there is none, or its files are damaged.
     """
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise BadInputError(
+            "no tokenizer in the model's folder",
+            where=str(folder),
+            wanted="one of " + ", ".join(_TOKENIZER_FILES),
+            next_step="save it there: tokenizer.save_pretrained(folder)",
+        )
     try:
         tokenizer: Tokenizer = _transformers().AutoTokenizer.from_pretrained(
             folder, local_files_only=True
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(
-            "no tokenizer in the model's folder",
+            "the tokenizer cannot be loaded",
             where=str(folder),
-            got=str(error)[:300],
-            wanted="tokenizer.json",
+            got=f"{type(error).__name__}: {error}"[:300],
+            next_step="save it again: tokenizer.save_pretrained(folder)",
         ) from error
     return tokenizer
 

@@ -51,6 +51,19 @@ def bert_config(layers=2):
 
 
 @pytest.fixture(scope="session")
+def save_folder(tmp_path_factory):
+    """Save a transformers model, with distinct values and a tokenizer, as a folder."""
+
+    def save(model):
+        folder = tmp_path_factory.mktemp(type(model).__name__)
+        randomise(model).save_pretrained(folder)
+        save_tokenizer(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
 def bert():
     return randomise(transformers.BertModel(bert_config(), add_pooling_layer=False))
 
