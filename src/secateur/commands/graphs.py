@@ -240,7 +240,7 @@ def select(
     from secateur.workflow.selecting import Select, select_tokens, selection_rows
     from secateur.workflow.sources import load_model
 
-    amount = keep if keep < 1 else int(keep)
+    amount = int(keep) if keep >= 1 and keep == int(keep) else keep
     wanted = [Select(site=name, by=by, keep=amount, protected=protected) for name in site]
     steps = Steps(quiet=json)
     with steps.step(f"open {model}"):

@@ -35,6 +35,12 @@ class Samples:
     def __len__(self) -> int:
         return len(self.arrays)
 
+    @property
+    def longest(self) -> int:
+        """Largest second axis of any input: the tokens of the longest sample."""
+        sizes = (a.shape[1] for arrays in self.arrays for a in arrays.values() if a.ndim > 1)
+        return max(sizes, default=1)
+
     def batch(self, indices: Sequence[int]) -> dict[str, Array]:
         """Some samples as one batch, padded at the end to the longest of them."""
         chosen = [self.arrays[index] for index in indices]

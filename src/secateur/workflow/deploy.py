@@ -33,8 +33,6 @@ from secateur.workflow.selecting import Select, select_tokens, selection_rows
 from secateur.workflow.sources import Source, load_model
 from secateur.workflow.timing import time_variants
 
-_DEFAULT_TOKENS = 128
-
 
 class Progress(Protocol):
     """Told what is going on."""
@@ -158,7 +156,7 @@ def _place_models(draft: Draft, recipe: Recipe, work: Work) -> None:
 
 def _describe(recipe: Recipe, work: Work) -> Results:
     """What is known before anything runs."""
-    tokens = recipe.bench.tokens if recipe.bench else _DEFAULT_TOKENS
+    tokens = recipe.bench.tokens if recipe.bench else work.samples.longest
     return Results(
         name=recipe.name,
         source=recipe.model.source,

@@ -19,7 +19,7 @@ from secateur.runtime.bundle import DENSE_NAME, FORCED_NAME, MODEL_NAME
 from secateur.runtime.bundle_writer import Draft
 from secateur.runtime.checks import check_build
 from secateur.runtime.goldens import GoldenCase
-from secateur.runtime.onnx_outline import ModelOutline, read_outline
+from secateur.runtime.onnx_outline import read_outline
 from secateur.runtime.profiles import complete_spec
 from secateur.runtime.sites import sites_from_metadata
 from secateur.runtime.targets import Target, parse_target
@@ -68,7 +68,6 @@ def check_targets(model: Path, spec: EngineSpec, targets: Iterable[str]) -> None
         installed_version(target.backend)
         if target.backend == "onnxruntime" and not spec.profiles:
             continue  # it takes every shape
-        _check_profile(outline, spec, target)
         check_build(outline, sites, complete_spec(outline, spec, target), target)
 
 
@@ -108,22 +107,9 @@ def golden_case(golden: Golden, token_outputs: frozenset[str]) -> GoldenCase:
 
 def with_spec(draft: Draft, spec: EngineSpec, model: Path) -> None:
     """Record the profiles and the ranges of budgets that follow from them in the manifest."""
-    complete = complete_spec(read_outline(model), spec, Target("onnxruntime"))
-    draft.manifest = replace(draft.manifest, spec=complete if spec.profiles else spec)
-
-
-def _check_profile(outline: ModelOutline, spec: EngineSpec, target: Target) -> None:
-    budgets = {site.budget.input for site in sites_from_metadata(outline.metadata)}
-    for info in outline.inputs:
-        dynamic = any(isinstance(size, str) for size in info.shape)
-        if dynamic and not info.optional and info.name not in {*spec.profiles, *budgets}:
-            raise BadInputError(
-                f"input {info.name!r} has dynamic axes and no profile",
-                where=f"target {target}",
-                got=info.describe(),
-                wanted="profile: {min: ..., opt: ..., max: ...} in the recipe",
-                next_step=f"give its shapes as trtexec does, such as min: {info.name}:1x16",
-            )
+    if spec.profiles:
+        spec = complete_spec(read_outline(model), spec, Target("onnxruntime"))
+    draft.manifest = replace(draft.manifest, spec=spec)
 
 
 __all__ = ["check_targets", "engine_spec", "golden_case", "place_models", "ship", "with_spec"]
