@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check zoo oracles clean setup
+.PHONY: demo test check zoo oracles properties clean setup
 
 setup: $(READY)
 
@@ -34,6 +34,10 @@ zoo: $(READY)
 
 oracles: $(READY)
 	$(BIN)/python -m pytest tests/oracles
+
+# The nightly form of a test that `make test` runs with 200 networks: -s shows the progress.
+properties: $(READY)
+	SECATEUR_RANDOM_GRAPHS=5000 $(BIN)/python -m pytest tests/laws/test_random_graphs.py -s
 
 clean:
 	rm -rf build dist *.egg-info

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.laws.cases_layout import LAYOUT
 from tests.laws.cases_products import PRODUCTS
+from tests.laws.cases_recurrent import RECURRENT
 from tests.laws.given import c, ints, x
 from tests.laws.law import Case
 
@@ -159,4 +160,4 @@ _REDUCTION = [
          frozen="number of the largest"),
 ]  # fmt: skip
 
-CASES: list[Case] = [*_ELEMENTWISE, *_NORMALISATION, *_REDUCTION, *PRODUCTS, *LAYOUT]
+CASES: list[Case] = [*_ELEMENTWISE, *_NORMALISATION, *_REDUCTION, *PRODUCTS, *RECURRENT, *LAYOUT]

@@ -135,7 +135,7 @@ def _value(length: Size) -> int:
     return sum(f * int(np.prod([_VALUES[n] for n in names], dtype=int)) for names, f in terms)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(random=seeds, steps=st.integers(1, 8), symbolic=st.booleans())
 def test_unified_axes_keep_the_same_positions(random: Random, steps: int, symbolic: bool) -> None:
     world = World(random, symbolic)
@@ -148,16 +148,14 @@ def test_most_random_unifications_end_free() -> None:
     shares = {}
     for symbolic in (False, True):
         outcomes = []
-        for seed in range(600):
+        for seed in range(300):
             world = World(Random(seed), symbolic)
             for _ in range(4):
                 world.step()
             world.check()
             outcomes += [done for _, _, done in world.equal]
         shares["symbolic" if symbolic else "integer"] = 1 - sum(outcomes) / len(outcomes)
-    print(
-        {kind: f"{share:.1%} of unifications end partly frozen" for kind, share in shares.items()}
-    )
+    print("unifications that end partly frozen:", shares)  # noqa: T201
     assert max(shares.values()) < 0.45
     assert min(shares.values()) > 0, "no random relation was refused: the fuzzing is too tame"
 
@@ -252,7 +250,7 @@ def _polynomials() -> st.SearchStrategy[Size]:
     )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(a=_polynomials(), b=_polynomials(), c=_polynomials())
 def test_sizes_form_a_ring(a: Size, b: Size, c: Size) -> None:
     assert a + b == b + a
@@ -269,7 +267,7 @@ def test_sizes_form_a_ring(a: Size, b: Size, c: Size) -> None:
     assert product([a, b, c]) == a * b * c
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(a=_polynomials(), b=_polynomials())
 def test_equal_sizes_compare_and_hash_equal(a: Size, b: Size) -> None:
     left, right = (a + b) * (a - b), a * a - b * b
@@ -277,7 +275,7 @@ def test_equal_sizes_compare_and_hash_equal(a: Size, b: Size) -> None:
     assert hash(left) == hash(right)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(a=_polynomials(), b=_polynomials())
 def test_a_quotient_is_exact(a: Size, b: Size) -> None:
     quotient = divide(a, b)
@@ -285,14 +283,14 @@ def test_a_quotient_is_exact(a: Size, b: Size) -> None:
         assert quotient * b == a
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(a=_polynomials(), b=st.sampled_from(_ATOMIC))
 def test_a_product_is_divided_by_a_single_term(a: Size, b: Size) -> None:
     assume(a != 0)
     assert divide(a * b, b) == a
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(a=_polynomials(), b=_polynomials())
 def test_at_most_holds_for_every_value_of_the_names(a: Size, b: Size) -> None:
     if at_most(a, b):

@@ -1,0 +1,148 @@
+"""Random networks, cut at random: always equal to the masked dense network, or refused.
+
+``SECATEUR_RANDOM_GRAPHS`` is how many (``make properties``: 5000); the number in a
+failure is the seed, and ``python -m tests.laws.test_random_graphs SEED`` shows the network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from tests.laws.random_graphs import BATCH
+from tests.laws.random_models import random_model
+
+from secateur.errors import SecateurError
+from secateur.graph_passes.groups import Analysis, analyse
+from secateur.graph_passes.masking import mask
+from secateur.graph_passes.plan import Plan, make_plan
+from secateur.graph_passes.removal import remove
+
+_CHUNK = 25
+_GRAPHS = int(os.environ.get("SECATEUR_RANDOM_GRAPHS", "200"))
+_TOLERANCE = 1e-5
+Outputs = list[NDArray]
+
+
+@dataclass
+class Outcome:
+    """What became of one network."""
+
+    cut: int = 0
+    refused: str = ""
+    error: float = 0.0
+
+
+def run(model: onnx.ModelProto, feeds: dict[str, NDArray]) -> Outputs:
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return list(session.run(None, feeds))
+
+
+def feeds_of(model: onnx.ModelProto, seed: int) -> dict[str, NDArray]:
+    rng = np.random.default_rng(seed)
+    made = {}
+    for value in model.graph.input:
+        shape = [d.dim_value or BATCH for d in value.type.tensor_type.shape.dim]
+        made[value.name] = rng.standard_normal(shape).astype(np.float32)
+    return made
+
+
+def random_plan(analysis: Analysis, random: Random) -> Plan | None:
+    """Random units of random groups; one time in five also of groups that are not exact."""
+    inexact = random.random() < 0.2
+    keep: dict[str, tuple[int, ...]] = {}
+    for group in analysis.groups:
+        fits = group.removable or (inexact and group.weights and not group.frozen)
+        if fits and group.size > max(1, group.atom.at_least) and random.random() < 0.8:
+            count = random.randint(max(1, group.atom.at_least), group.size - 1)
+            keep[group.name] = tuple(sorted(random.sample(range(group.size), count)))
+    return make_plan(analysis, keep, allow_inexact=inexact) if keep else None
+
+
+def difference(got: Outputs, wanted: Outputs) -> float:
+    errors = []
+    for a, b in zip(got, wanted, strict=True):
+        assert a.shape == b.shape, f"{a.shape} against {b.shape}"
+        assert np.isfinite(a).all(), "the cut network makes numbers that are not finite"
+        assert np.isfinite(b).all(), "the masked network makes numbers that are not finite"
+        scale = max(float(np.abs(b).max(initial=0.0)), 1e-6)
+        errors.append(float(np.abs(a - b).max(initial=0.0)) / scale)
+    return max(errors)
+
+
+def fingerprint(model: ir.Model) -> str:
+    return hashlib.sha256(ir.to_proto(model).SerializeToString(deterministic=True)).hexdigest()
+
+
+def judge(seed: int) -> Outcome:
+    """Cut one network and hold it against its masked twin."""
+    proto = random_model(seed)
+    onnx.checker.check_model(proto)
+    feeds = feeds_of(proto, seed)
+    if not all(np.isfinite(array).all() for array in run(proto, feeds)):
+        return Outcome(refused="the dense network overflows")
+    model = ir.from_proto(proto)
+    before = fingerprint(model)
+    analysis = analyse(model)
+    plan = random_plan(analysis, Random(seed))
+    if plan is None:
+        return Outcome()
+    cut, refused = attempt(remove, model, plan)
+    if cut is None:
+        return Outcome(refused=refused)
+    onnx.checker.check_model(cut, full_check=True)
+    got = run(cut, feeds)
+    masked, refused = attempt(mask, model, plan)
+    if masked is None:  # some norms over cut units have no twin
+        assert plan.allow_inexact, refused
+        return Outcome(refused=refused)
+    assert fingerprint(model) == before, "the input model was changed"
+    return Outcome(cut=len(plan.keep), error=difference(got, run(masked, feeds)))
+
+
+def attempt(
+    change: Callable[[ir.Model, Plan], ir.Model], model: ir.Model, plan: Plan
+) -> tuple[onnx.ModelProto | None, str]:
+    """The changed model, or the reason of the refusal."""
+    try:
+        return ir.to_proto(change(model, plan)), ""
+    except SecateurError as error:
+        return None, error.what
+
+
+@pytest.mark.parametrize("start", range(0, _GRAPHS, _CHUNK))
+def test_a_cut_network_equals_its_masked_twin(start: int) -> None:
+    outcomes = Counter[str]()
+    for seed in range(start, min(start + _CHUNK, _GRAPHS)):
+        try:
+            outcome = judge(seed)
+        except Exception as error:
+            error.add_note(f"seed {seed}")
+            raise
+        assert outcome.error <= _TOLERANCE, f"seed {seed}: {outcome.error:.1e}"
+        outcomes["refused" if outcome.refused else "cut" if outcome.cut else "nothing to cut"] += 1
+    print(f"networks {start} to {start + _CHUNK}: {dict(outcomes)}")  # noqa: T201
+    assert outcomes["cut"] > outcomes.total() // 3, "the networks leave too little to cut"
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        sys.stdout.write(f"{ir.from_proto(random_model(int(argument)))}\n")
+        sys.stdout.write(f"{judge(int(argument))}\n")
