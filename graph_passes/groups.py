@@ -132,14 +132,17 @@ class Analysis:
         return tuple(group for group in self.groups if group.role == role)
 
 
-def analyse(model: ir.Model) -> Analysis:
-    """Find the coupled groups of a model. The model is not changed."""
-    return analyse_prepared(prepare(model))
+def analyse(model: ir.Model, *, allow_outputs: bool = False) -> Analysis:
+    """Find the coupled groups of a model. The model is not changed.
+
+    With ``allow_outputs``, units that are positions of a graph output can go too.
+    """
+    return analyse_prepared(prepare(model), allow_outputs=allow_outputs)
 
 
-def analyse_prepared(model: ir.Model) -> Analysis:
+def analyse_prepared(model: ir.Model, *, allow_outputs: bool = False) -> Analysis:
     """Find the groups of a model that ``prepare`` returned; the analysis refers to it."""
-    axes = analyse_axes(model)
+    axes = analyse_axes(model, allow_outputs=allow_outputs)
     uses = _weight_uses(model, axes)
     made = {a for a, found in uses.items() if any(u.node.op_type not in _ADDED for u in found)}
     roles = find_roles(model, axes, made)

@@ -40,8 +40,9 @@ def mask(model: ir.Model, plan: Plan) -> ir.Model:
         BadInputError: the plan does not fit the model.
         PreconditionError: a cut crosses an op whose restriction to kept units is unknown.
     """
-    analysis = analyse_prepared(prepare(model))
+    analysis = analyse_prepared(prepare(model), allow_outputs=plan.allow_outputs)
     keep = resolve_plan(analysis, plan)
+    _take_kept_outputs(analysis.model.graph, analysis.axes, keep)
     fills = [_fill(fold, analysis.axes, keep) for fold in analysis.axes.folds]
     for fill in fills:  # planned before anything is rewired: the axes know the old values
         if fill is None:
@@ -83,6 +84,25 @@ def _fill(fold: FoldUse, axes: AxisMap, keep: _Keep) -> _Fill | None:
             stays[indices(expr, keep)] = True
             kept[port.axis] = stays
     return _Fill(fold.node, slot, len(axes.at(fold.node, slot)), kept, fold.neutral)
+
+
+def _take_kept_outputs(graph: ir.Graph, axes: AxisMap, keep: _Keep) -> None:
+    """A graph output that a cut shortens gives only its kept positions here too."""
+    for i, output in enumerate(graph.outputs):
+        current = output
+        for axis, expr in enumerate(axes.of(output)):
+            if not any(atom in keep for atom in leaves(expr)):
+                continue
+            kept = new_constant(graph, f"{output.name}.kept{axis}", indices(expr, keep))
+            take = ir.Node("", "Gather", [current, kept], [ir.AttrInt64("axis", axis)])
+            take.name = f"{output.name}.take{axis}"
+            take.outputs[0].type = output.type
+            graph.append(take)
+            current = take.outputs[0]
+        if current is not output:
+            name, output.name = output.name, f"{output.name}.dense"
+            current.name = name
+            graph.outputs[i] = current
 
 
 def _is_cut(node: ir.Node, port: Port, axes: AxisMap, keep: _Keep) -> bool:

@@ -15,7 +15,7 @@ from secateur.graph_passes.axes import Atom
 from secateur.graph_passes.groups import Analysis, Group
 
 SCHEMA = 1
-_KEYS = {"schema", "fingerprint", "allow_inexact", "blocks", "sizes", "keep"}
+_KEYS = {"schema", "fingerprint", "allow_inexact", "allow_outputs", "blocks", "sizes", "keep"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class Plan:
     """Of that model; empty in a plan written by hand, which is then not checked."""
     allow_inexact: bool = False
     """Cut groups that a norm is taken over; the result is renormalised, not equal."""
+    allow_outputs: bool = False
+    """Also cut units that are positions of a graph output, whose shape then changes."""
     blocks: tuple[str, ...] = ()
     """Residual blocks to remove whole."""
 
@@ -42,6 +44,7 @@ class Plan:
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
             "allow_inexact": self.allow_inexact,
+            "allow_outputs": self.allow_outputs,
             "blocks": list(self.blocks),
             "sizes": dict(self.sizes),
         }
@@ -78,16 +81,24 @@ class Plan:
             data.get("sizes", {}),
             data.get("fingerprint", ""),
             bool(data.get("allow_inexact", False)),
+            bool(data.get("allow_outputs", False)),
             tuple(data.get("blocks", ())),
         )
 
 
 def make_plan(
-    analysis: Analysis, keep: Mapping[str, tuple[int, ...]], *, allow_inexact: bool = False
+    analysis: Analysis,
+    keep: Mapping[str, tuple[int, ...]],
+    *,
+    allow_inexact: bool = False,
+    allow_outputs: bool = False,
 ) -> Plan:
-    """Return a plan for this model, checked."""
+    """Return a plan for this model, checked.
+
+    ``allow_outputs`` is what the analysis was made with.
+    """
     sizes = {name: analysis.group(name).size for name in keep}
-    plan = Plan(dict(keep), sizes, fingerprint(analysis), allow_inexact)
+    plan = Plan(dict(keep), sizes, fingerprint(analysis), allow_inexact, allow_outputs)
     resolve_plan(analysis, plan)
     return plan
 

@@ -33,7 +33,7 @@ def remove(model: ir.Model, plan: Plan) -> ir.Model:
         BadInputError: the plan does not fit the model.
         PreconditionError: a shape computed in the graph cannot be spelled after the cut.
     """
-    analysis = analyse_prepared(prepare(model))
+    analysis = analyse_prepared(prepare(model), allow_outputs=plan.allow_outputs)
     keep = resolve_plan(analysis, plan)
     _record(analysis, plan)
     if plan.blocks:

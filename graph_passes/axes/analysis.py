@@ -55,17 +55,19 @@ _MOVES = frozenset(
 _MADE_UP = re.compile(r"^(unk__\d+|[su]\d+|.*:\d+|\(.*\))$")
 
 
-def analyse_axes(model: ir.Model) -> AxisMap:
+def analyse_axes(model: ir.Model, *, allow_outputs: bool = False) -> AxisMap:
     """Say what every axis of the main graph is made of.
 
     Args:
         model: Functions inlined and shapes inferred (``prepare`` does both); other
             models are analysed too, but what is unknown is frozen.
+        allow_outputs: Leave the axes of graph outputs free, so that a cut may change
+            the shape of an output.
 
     Returns:
         Expressions per axis, with the reasons why an atom may not be cut.
     """
-    return _Walk(model).run()
+    return _Walk(model).run(allow_outputs=allow_outputs)
 
 
 class _Walk:
@@ -91,13 +93,15 @@ class _Walk:
             Frozen: self._frozen,
         }
 
-    def run(self) -> AxisMap:
+    def run(self, *, allow_outputs: bool = False) -> AxisMap:
         for value in self._graph.inputs:
             self._enter_input(value)
         for node in self._graph:
             if node.op_type != "Constant" or node.domain:
                 self._visit(node)
         for value in self._graph.outputs:
+            if allow_outputs:
+                break
             self._freeze_value(value, Reason("it is an axis of a graph output", value.name or ""))
             axis = self._axes.positions(value)
             if axis is not None:

@@ -52,7 +52,7 @@ def attention(view: View) -> Iterator[Relation]:
 def _tokens(view: View, axis: int, *, causal: bool) -> Iterator[Relation]:
     """Queries are carried, keys fold; a causal mask counts both from the same start."""
     queries, keys = view.shape(0), view.shape(1)
-    folded = (Port(1, axis), Port(2, axis))
+    folded: tuple[Port, ...] = (Port(1, axis), Port(2, axis))
     if causal and queries is not None and keys is not None and queries[axis] == keys[axis]:
         folded = (Port(0, axis), *folded)
     elif causal:
