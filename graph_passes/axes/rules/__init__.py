@@ -9,6 +9,7 @@ from secateur.graph_passes.axes.rules import (
     indexing,
     layout,
     normalisation,
+    recurrent,
     reduction,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "indexing",
     "layout",
     "normalisation",
+    "recurrent",
     "reduction",
 ]

@@ -1,0 +1,76 @@
+"""Recurrent layers: the input width and the hidden units can go, time and directions stay."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from secateur.graph_passes.axes.axis_map import AxisMap
+from secateur.graph_passes.axes.expression import Keep, indices
+from secateur.graph_passes.axes.relations import (
+    AXIS_RULES,
+    REWRITES,
+    Blocks,
+    Fold,
+    Frozen,
+    Port,
+    Relation,
+    Same,
+)
+from secateur.graph_passes.axes.view import View
+
+_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+_W, _R, _B, _PEEPHOLES = 1, 2, 3, 7
+_LETTERS = {0: "TNI", 1: "D.I", 2: "D.H", 3: "D.", 4: "N", 5: "DNH", 6: "DNH", 7: "D.",
+            ~0: "TDNH", ~1: "DNH", ~2: "DNH"}  # fmt: skip
+"""The axes of every input and output by letter; a dot is a product of gates and H."""
+
+
+@AXIS_RULES.register("RNN", "GRU", "LSTM")
+def recurrent(view: View) -> Iterator[Relation]:
+    """X (T, N, I), W (D, G*H, I), R (D, G*H, H), B (D, 2*G*H) -> Y (T, D, N, H), last (D, N, H).
+
+    G gates. R sums over the hidden units of the step before, so H folds in R with the
+    neutral element 0. Time T and directions D stay frozen, and so does all of a node with
+    the batch first (``layout`` 1), which no runtime of ours runs.
+    """
+    if view.integer("layout", 0):
+        return
+    ports = _ports(view)
+    for letter in "TNDHI":
+        yield Same(tuple(ports[letter]))
+    yield Frozen(ports["T"][0], "a step of the recurrence needs the one before it")
+    yield Frozen(ports["D"][0], "the directions are an attribute")
+    yield Fold(tuple(ports["I"]), neutral=0.0)
+    yield Fold((Port(_R, 2),), neutral=0.0)
+    gates = _GATES[view.node.op_type]
+    for slot, blocks in {_W: gates, _R: gates, _B: 2 * gates, _PEEPHOLES: 3}.items():
+        if view.has(slot):
+            inner = ((Port(_R, 2),),)
+            yield Blocks((Port(slot, 1),), blocks, inner, fixed_blocks="a unit has all its gates")
+
+
+def _ports(view: View) -> dict[str, list[Port]]:
+    """Ports by letter, inputs before outputs."""
+    found: dict[str, list[Port]] = defaultdict(list)
+    for slot, letters in _LETTERS.items():
+        if slot >= 0:
+            there = view.has(slot)
+        else:
+            there = ~slot < len(view.node.outputs) and bool(view.node.outputs[~slot].name)
+        if there:
+            for axis, letter in enumerate(letters):
+                found[letter].append(Port(slot, axis))
+    return found
+
+
+@REWRITES.register("RNN", "GRU", "LSTM")
+def hidden_size(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
+    """Spell the number of hidden units again."""
+    kept = len(indices(axes.expr(node, Port(_R, 2)), keep))
+    node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", kept)
+
+
+__all__ = ["hidden_size", "recurrent"]
