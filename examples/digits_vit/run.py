@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,14 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
-from model import DigitsViT
+from model import Config, DigitsViT
 from train import Digits, accuracy, load_digits, train
 
 import secateur as sc
 from secateur.export.onnx_file import save
+from secateur.export.selector_graph import Signature, trace
+from secateur.graph_passes.attention import Site
+from secateur.graph_passes.lowering import lower_markers
 from secateur.runtime.bench import BenchCase, BenchModel, BenchOptions, interleaved
 from secateur.workflow.counting import full_inputs
 from secateur.workflow.flops import count_flops
@@ -101,6 +105,23 @@ def show(dense: Variant, variant: Variant, digits: Digits, pairs: int) -> None:
     print("   ".join(cells), flush=True)
 
 
+def compare_with_own_logic(net: DigitsViT, tokens: Variant, digits: Digits) -> None:
+    """The same weights in a model that calls ``select_tokens`` in its own forward."""
+    own = DigitsViT(keep=KEEP).eval()
+    own.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        expected = own(digits.test_images).argmax(1).numpy()
+    same = int((tokens.predictions(digits.test_images.numpy()) == expected).sum())
+    print(f"a model that drops tokens in its own forward agrees on {same} of {len(expected)}")
+
+    def selector(by: str, site: Site, opset: int) -> ir.Model:
+        return trace(by, Signature(site.heads, site.head_dim, Config().width, opset=opset))
+
+    lowered = lower_markers(export(own), selector, expose_kept=True)
+    operators = [Counter(node.op_type for node in m.graph) for m in (lowered, tokens.model)]
+    print(f"and exports to {'the same' if operators[0] == operators[1] else 'other'} operators")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="a small ViT on digits, trained and pruned")
     parser.add_argument("--epochs", type=int, default=20)
@@ -118,12 +139,7 @@ def main() -> None:
         print(f"{'':<16}accuracy   " + "   ".join(f"batch {batch:<26}" for batch in BATCHES))
         for variant in made:
             show(made[0], variant, digits, options.pairs)
-        own = DigitsViT(keep=KEEP).eval()
-        own.load_state_dict(net.state_dict())
-        with torch.no_grad():
-            expected = own(digits.test_images).argmax(1).numpy()
-        same = (made[2].predictions(digits.test_images.numpy()) == expected).sum()
-        print(f"a PyTorch model that drops these tokens itself agrees on {same} of {len(expected)}")
+        compare_with_own_logic(net, made[2], digits)
 
 
 if __name__ == "__main__":

@@ -34,3 +34,4 @@ def test_the_digits_example_agrees_with_a_model_that_drops_tokens_itself(root):
     """One epoch: what is learnt does not matter here, only that both drop the same tokens."""
     printed = _run(root, "examples/digits_vit/run.py", "--epochs", "1", "--pairs", "3")
     assert "agrees on 360 of 360" in printed
+    assert "exports to the same operators" in printed
