@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from secateur.graph_passes.axes import Expr, Size, constant, leaves, node_name, size
+from secateur.graph_passes.axes import Expr, Size, Sum, constant, leaves, node_name, show, size
+from secateur.graph_passes.axes.expression import concatenation
 from secateur.graph_passes.axes.shape_values import SHAPE_SLOTS
 from secateur.graph_passes.selection.flow import descendants
 from secateur.graph_passes.selection.folds import check_folds
@@ -15,6 +16,7 @@ _LONG = 2**31 - 1
 _SPELLED_AGAIN = frozenset({"Reshape", "Expand"})
 _CHECKED_HERE = frozenset({"Gather", "Slice", "Shape", "Size", "Range", "Squeeze", "Unsqueeze"})
 _SIZE_AS_DATA = "its size is read as data"
+_GRID_HINT = "select behind the last grid, or return tokens instead"
 _PREFIX_HINT = "protect these tokens (protected=...), or select at a later site"
 
 
@@ -28,8 +30,9 @@ def check_regions(regions: Regions, protected: int) -> None:
     Raises:
         PreconditionError: a node that reads dropped tokens, counts tokens or mixes them.
     """
-    check_folds(regions)
     _check_reasons(regions)
+    _check_whole(regions)
+    check_folds(regions)
     for node, _ in regions.in_region():
         if node.domain:
             continue
@@ -53,6 +56,29 @@ def _check_reasons(regions: Regions) -> None:
             node = behind.get(reason.node)
             if node is not None and node.op_type not in _CHECKED_HERE:
                 raise refusal(regions, node, reason.text)
+
+
+def _check_whole(regions: Regions) -> None:
+    """Behind a cut the tokens stay one axis: no grid, no windows, no pieces but a prefix."""
+    for node, _ in regions.in_region():
+        for expr in _output(regions, node) or ():
+            if regions.bears(expr) and not (_contains(expr, regions) or _is_tail(expr, regions)):
+                reason = f"it takes the token axis apart, into {show(expr)} among others"
+                raise refusal(regions, node, reason, _GRID_HINT)
+
+
+def _contains(expr: Expr, regions: Regions) -> bool:
+    """Tell whether the tokens stand in the product, whole."""
+    n = len(regions.tokens)
+    return any(expr[i : i + n] == regions.tokens for i in range(len(expr) - n + 1))
+
+
+def _is_tail(expr: Expr, regions: Regions) -> bool:
+    """Tell whether the axis is what a Slice leaves behind a prefix."""
+    if len(regions.tokens) != 1 or not isinstance(regions.tokens[0], Sum):
+        return False
+    terms = regions.tokens[0].terms
+    return any(expr == concatenation(terms[i:]) for i in range(1, len(terms)))
 
 
 def _check_counted(node: ir.Node | None, regions: Regions) -> None:

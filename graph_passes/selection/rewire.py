@@ -10,6 +10,7 @@ from secateur.graph_passes.selection.checks import open_ended
 from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.folds import Edge, Requests
 from secateur.graph_passes.selection.neutral import Fill, Neutral
+from secateur.graph_passes.selection.recount import Recounter
 from secateur.graph_passes.selection.region import Crossing, Regions, refusal
 from secateur.graph_passes.selection.versions import Versions, Want
 from secateur.graph_passes.shape_repair import ShapeSpeller
@@ -56,6 +57,11 @@ def rewire(
         if _FUSED_MASK_SLOT.get(crossing.node.op_type) == crossing.slot:
             value = _with_query_axis(emit, value, versions.kept[crossing.region - 1])
         crossing.node.replace_input_with(crossing.slot, value)
+    recounter = Recounter(emit, versions, regions)
+    number = len(versions.kept)
+    for node, region in regions.in_region():
+        if region == number:
+            recounter.recount(node, region)
     for (node, slot), neutral in asked.direct.items():
         _mask_operand(versions, regions, node, slot, neutral)
     for fold in asked.means:

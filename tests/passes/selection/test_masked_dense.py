@@ -1,0 +1,77 @@
+"""A selecting graph equals the dense graph with dropped keys masked, however it is written."""
+
+from __future__ import annotations
+
+import pytest
+from tests.passes.selection.models import Variant
+from tests.passes.selection.support import check
+
+RAGGED = (9, 4, 7)
+EVEN = (8, 8)
+
+WRITINGS = {
+    "plain": Variant(),
+    "additive mask": Variant(mask="additive"),
+    "mask arithmetic of old exports": Variant(mask="legacy", opset=17),
+    "masked scores replaced by Where": Variant(mask="where"),
+    "mask for every pair": Variant(mask="pairs"),
+    "causal and padding": Variant(mask="causal"),
+    "scale after the product": Variant(scale="after"),
+    "scale on both operands": Variant(scale="both"),
+    "keys transposed at once": Variant(key="direct"),
+    "keys merged with the batch": Variant(key="merged"),
+    "softmax guarded against NaN": Variant(guard=True, mask="pairs", key="merged", scale="both"),
+    "pre-norm": Variant(norm="pre"),
+    "targets that copy": Variant(sizes="copy"),
+    "masked mean": Variant(pool="mask"),
+    "mean without a mask": Variant(pool="mean"),
+    "fused attention": Variant(form="fused", opset=23),
+    "fused attention, mask for every pair": Variant(form="fused", opset=23, mask="pairs"),
+    "fused attention, additive mask": Variant(form="fused", opset=23, mask="additive"),
+    "positions made in every layer": Variant(extra="positions"),
+    "rotary tables made in every layer": Variant(extra="rotary", mask="causal"),
+    "tokens returned": Variant(pool="tokens"),
+    "mask only at the pooling": Variant(mask="none", pool="mask"),
+}
+
+
+@pytest.mark.parametrize("name", WRITINGS)
+def test_two_sites_equal_the_masked_dense_graph(name: str) -> None:
+    lengths = EVEN if name == "mask only at the pooling" else RAGGED
+    check(WRITINGS[name], (0, 1), lengths, permille=(700, 600))
+
+
+FIXED = {
+    "no mask": Variant(mask="none", tokens=8, sizes="constant"),
+    "no mask, fused": Variant(mask="none", tokens=8, sizes="constant", form="fused", opset=23),
+    "mean": Variant(mask="none", tokens=8, sizes="constant", pool="mean"),
+    "mean of the tokens after the first": Variant(
+        mask="none", tokens=8, sizes="constant", pool="rest"
+    ),
+    "bias for all samples": Variant(mask="none", tokens=8, extra="bias"),
+    "a parameter per token, without batch axis": Variant(mask="none", tokens=8, extra="rows"),
+    "as many tokens as a head is wide": Variant(mask="bool", tokens=8, sizes="constant"),
+    "as many tokens as the model is wide": Variant(mask="none", tokens=16, sizes="constant"),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_fixed_number_of_tokens(name: str) -> None:
+    variant = FIXED[name]
+    check(variant, (0, 1), (variant.tokens,) * 3, permille=(700, 600))
+
+
+@pytest.mark.parametrize("signal", ["class_row", "column_mean", "keys", "values", "hidden"])
+@pytest.mark.parametrize("form", ["decomposed", "fused"])
+def test_every_signal(signal: str, form: str) -> None:
+    variant = Variant(form=form, scale="both", opset=23 if form == "fused" else 20)
+    check(variant, (0, 1), RAGGED, signal=signal, permille=(700, 600))
+
+
+@pytest.mark.parametrize("permille", [(1, 1), (1000, 1000), (500, 1), (1000, 300)])
+def test_extreme_shares(permille: tuple[int, int]) -> None:
+    check(Variant(pool="mask"), (0, 1), RAGGED, permille=permille)
+
+
+def test_one_site_behind_the_last_block() -> None:
+    check(Variant(pool="mask"), (2,), RAGGED, permille=(500,))
