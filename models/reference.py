@@ -183,7 +183,8 @@ def _hook(net: nn.Module, site: TokenSite, tokens: _Tokens) -> tuple[Any, Any]:
         mode.paused = True
         hidden, seen = _hidden(site, output), _seen(site, mode)
         eligible = tokens.eligible(site.site, seen.visible)
-        tokens.drop(site, attention_signals(seen, hidden, eligible), eligible)
+        signals = attention_signals(site, seen, hidden, eligible)
+        tokens.drop(site, signals, eligible)
         mode.paused = False
 
     module = _module(net, site.site)

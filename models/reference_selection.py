@@ -6,7 +6,7 @@ Written a second time on purpose: the graph passes have their own, and parity co
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -43,6 +43,10 @@ class TokenSite:
     """The budget, one for all samples or (B,) integers."""
     protected: int = 1
     """Leading tokens that are always kept."""
+    heads: tuple[int, ...] = ()
+    """Key-value heads that were not removed, whose attention is all a selector sees; () = all."""
+    queries: tuple[int, ...] = ()
+    """Query heads that were not removed, of those that share a key-value head; () = all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +106,18 @@ def _score(site: TokenSite, signal: Callable[[str], Tensor], valid: Tensor) -> T
     return score
 
 
-def attention_signals(seen: Attention, hidden: Tensor, valid: Tensor) -> Callable[[str], Tensor]:
+def attention_signals(
+    site: TokenSite, seen: Attention, hidden: Tensor, valid: Tensor
+) -> Callable[[str], Tensor]:
     """Build signals from what an attention block was seen to read.
 
     Args:
+        site: says which heads were not removed.
         seen: the attention block of the site.
         hidden: (B, N, D) rows of the residual stream at the cut.
         valid: (B, N) bool, alive and no padding.
     """
+    seen = _left_heads(site, seen)
 
     def signal(name: str) -> Tensor:
         if name not in _SIGNALS:
@@ -120,6 +128,23 @@ def attention_signals(seen: Attention, hidden: Tensor, valid: Tensor) -> Callabl
         return _SIGNALS[name](seen, hidden, valid)
 
     return signal
+
+
+def _left_heads(site: TokenSite, seen: Attention) -> Attention:
+    """Take removed heads out of the signals: a mean over heads must not see them."""
+    if not site.heads and not site.queries:
+        return seen
+    n_keys = seen.key.shape[1]
+    n_queries = seen.query.shape[1] // n_keys
+    keys = list(site.heads or range(n_keys))
+    queries = [k * n_queries + q for k in keys for q in site.queries or range(n_queries)]
+    return replace(
+        seen,
+        query=seen.query[:, queries],
+        key=seen.key[:, keys],
+        value=None if seen.value is None else seen.value[:, keys],
+        probabilities=seen.probabilities[:, queries],
+    )
 
 
 def _class_row(seen: Attention, _hidden: Tensor, _valid: Tensor) -> Tensor:

@@ -90,19 +90,37 @@ class Golden:
 
 
 def token_sites(model: ir.Model, amounts: Mapping[str, int]) -> tuple[TokenSite, ...]:
-    """Return what ``secateur.sites`` records, for the reference; ``amounts`` overrides budgets."""
+    """Return what the model records of its selections, for the reference.
+
+    Args:
+        model: a selecting model; removals that it records are taken out of the signals.
+        amounts: budgets by site, other than the recorded ones.
+    """
     from secateur.models.reference import TokenSite
 
     return tuple(
         TokenSite(
             site=record["site"],
             selector=record["selector"],
-            kind="permille" if record["budget"]["kind"] == "permille" else "count",
+            kind=record["budget"].get("unit", record["budget"]["kind"]),
             amount=amounts.get(record["site"], record["budget"]["default"]),
             protected=record["protected"],
+            heads=_left(model, record["site"], "heads"),
+            queries=_left(model, record["site"], "query_heads"),
         )
         for record in site_records(model)
     )
+
+
+def _left(model: ir.Model, site: str, role: str) -> tuple[int, ...]:
+    """Units of a role that removals left at a site, as positions in the dense model."""
+    left: tuple[int, ...] = ()
+    for removal in json.loads(model.metadata_props.get("secateur.removals", "[]")):
+        for cut in removal.values():
+            same = cut["layer"] == site or f".{cut['layer']}".endswith(f".{site}")
+            if cut["role"] == role and same:
+                left = tuple(left[i] for i in cut["kept"]) if left else tuple(cut["kept"])
+    return left
 
 
 def site_records(model: ir.Model) -> list[dict[str, Any]]:

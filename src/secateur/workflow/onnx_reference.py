@@ -69,7 +69,8 @@ def golden_from_onnx(
             seen = _attention(place, arrays, alive[-1] if alive else None)
             eligible = alive[-1] if alive else _valid(batch, seen)
             hidden = torch.from_numpy(arrays[place.block.name or ""])
-            record, chosen = select(site, attention_signals(seen, hidden, eligible), eligible)
+            signals = attention_signals(site, seen, hidden, eligible)
+            record, chosen = select(site, signals, eligible)
             runs[site.site] = record
             alive.append(chosen)
             arrays = run(dict(batch) | _alive(alive, len(sites)))
