@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def build(options: argparse.Namespace) -> None:
     """Build engines for targets; the bundle is replaced in one step at the end."""
-    targets = options.target or sorted(open_bundle(options.bundle).manifest.engines)
+    with open_bundle(options.bundle) as bundle:
+        targets = options.target or sorted(bundle.manifest.engines)
     if not targets:
         raise BadInputError("no target is named", next_step="--target onnxruntime or --target rtx")
     targets = [str(parse_target(target)) for target in targets]
@@ -61,11 +62,9 @@ def build(options: argparse.Namespace) -> None:
             level = safe_level(draft)
         for target in targets:
             build_target(draft, target, optimisation=level, forced=options.forced)
-    bundle = open_bundle(options.bundle)
-    sizes = {
-        target: bundle.manifest.files[bundle.manifest.engines[target].file].size_bytes
-        for target in targets
-    }
+    with open_bundle(options.bundle) as bundle:
+        files, engines = bundle.manifest.files, bundle.manifest.engines
+    sizes = {target: files[engines[target].file].size_bytes for target in targets}
     if options.json:
         _say(json.dumps({"built": sizes}))
     for target, size_bytes in sizes.items() if not options.json else ():

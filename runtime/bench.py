@@ -27,6 +27,9 @@ from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 
 logger = logging.getLogger(__name__)
 
+# Levels differ by more than what so few runs leave uncertain, or it does not matter which.
+_RUNS_PER_LEVEL = 7
+
 
 @dataclass(frozen=True, slots=True)
 class BenchModel:
@@ -44,7 +47,7 @@ class BenchModel:
 class BenchOptions:
     """How to measure. ``threads`` = 0 leaves the number to the backend.
 
-    ``levels`` are the optimisation levels to choose from, by the dense model's median.
+    ``levels`` are the optimisation levels to choose from, by the dense model's best run.
     """
 
     processes: int = 3
@@ -124,19 +127,19 @@ def interleaved(case: BenchCase, options: BenchOptions = BenchOptions()) -> Benc
 
 
 def best_level(dense: BenchModel, options: BenchOptions) -> str:
-    """The optimisation level at which the dense model's median is lowest, in one process."""
+    """The optimisation level at which the dense model's best run is shortest, in one process."""
     if len(options.levels) == 1:
         return options.levels[0]
     request = {
         "dense": str(dense.path.resolve()),
         "levels": list(options.levels),
-        "runs": max(5, options.pairs // 2),
-        "warm_up": options.warm_up,
+        "runs": _RUNS_PER_LEVEL,
+        "warm_up": min(2, options.warm_up),
         "threads": options.threads,
     }
-    medians = _ask("levels", request, {"dense": dense.inputs}, options.timeout_s)
-    level = min(options.levels, key=lambda name: float(medians[name]))
-    logger.info("optimisation level %s is best for the dense model: %s", level, medians)
+    shortest = _ask("levels", request, {"dense": dense.inputs}, options.timeout_s)
+    level = min(options.levels, key=lambda name: float(shortest[name]))
+    logger.info("optimisation level %s is best for the dense model: %s", level, shortest)
     return level
 
 
