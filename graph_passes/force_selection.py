@@ -59,7 +59,6 @@ def _open_bias(graph: ir.Graph, name: str) -> None:
     """Take the default away, so that no backend treats the input as a constant."""
     value = graph.initializers.pop(name)
     value.const_value = None
-    value.shape = ir.Shape([f"{name}.rows", f"{name}.columns"])
 
 
 def _expose(emit: Emitter, record: dict[str, object], values: dict[str, ir.Value]) -> None:

@@ -162,7 +162,7 @@ def insert_at(model: ir.Model, axes: AxisMap, chosen: list[Chosen], *, outputs: 
     versions = Versions(emit, regions)
     restore_shapes(emit, regions)
     for number, (selection, site, cut) in enumerate(in_order, start=1):
-        emit.prefix = cut.site
+        emit.prefix = f"{cut.site}/selection"
         kept = _select(selection, site, cut, versions, regions)
         versions.kept.append(kept)
         _cut(cut, versions, number)
@@ -214,7 +214,7 @@ def _bias(emit: Emitter, site: str) -> ir.Value:
     value = ir.Value(
         name=f"{site}.score_bias",
         const_value=ir.tensor(np.zeros((1, 1), dtype=np.float32)),
-        shape=ir.Shape([1, 1]),
+        shape=ir.Shape([f"{site}.score_bias.rows", f"{site}.score_bias.columns"]),
         type=ir.TensorType(ir.DataType.FLOAT),
     )
     emit.graph.register_initializer(value)

@@ -23,6 +23,7 @@ class Emitter:
         self.prefix = "selection"
         self.emitted: list[ir.Node] = []
         self._numbers: dict[str, int] = {}
+        self._taken = _names(graph)
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def op(self, op_type: str, *inputs: Operand, **attributes: Attribute) -> ir.Value:
@@ -65,9 +66,12 @@ class Emitter:
         self.emitted.append(node)
 
     def _fresh(self, stem: str) -> str:
-        number = self._numbers.get(stem, -1) + 1
-        self._numbers[stem] = number
-        return f"{stem}_{number}" if number else stem
+        while True:
+            number = self._numbers.get(stem, -1) + 1
+            self._numbers[stem] = number
+            name = f"{stem}_{number}" if number else stem
+            if name not in self._taken:
+                return name
 
     def constant(self, array: np.ndarray) -> ir.Value:
         """Return the initialiser that holds ``array``."""
@@ -104,6 +108,14 @@ class Emitter:
         if list(perm) == list(range(len(perm))):
             return value
         return self.op("Transpose", value, perm=list(perm))
+
+
+def _names(graph: ir.Graph) -> frozenset[str]:
+    """Return every name of a node or a value that the graph has already."""
+    nodes = [node.name for node in graph]
+    made = [value.name for node in graph for value in node.outputs]
+    given = [value.name for value in (*graph.inputs, *graph.initializers.values())]
+    return frozenset(str(name) for name in (*nodes, *made, *given) if name)
 
 
 def named(value: ir.Value, name: str) -> ir.Value:
