@@ -49,15 +49,20 @@ class _Builder:
         self._graph, self._before = graph, before
         self._count = 0
 
-    def op(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+    def op(self, op_type: str, *inputs: ir.Value, attributes: tuple[ir.Attr, ...] = ()) -> ir.Value:
         """Insert one op and return its output."""
         self._count += 1
         name = f"{node_name(self._before)}.kept{self._count}"
-        attrs = [ir.AttrInt64(key, value) for key, value in attributes.items()]
-        node = ir.Node("", op_type, inputs, attrs, name=name)
+        node = ir.Node("", op_type, inputs, attributes, name=name)
         node.outputs[0].name = name
         self._graph.insert_before(self._before, node)
         return node.outputs[0]
+
+    def mean(self, value: ir.Value, axes: tuple[int, ...]) -> ir.Value:
+        """Insert a ReduceMean that keeps the axes; they are an attribute before opset 18."""
+        if self._graph.opset_imports.get("", 18) < 18:
+            return self.op("ReduceMean", value, attributes=(ir.AttrInt64s("axes", axes),))
+        return self.op("ReduceMean", value, self.constant(np.array(axes, np.int64)))
 
     def constant(self, array: np.ndarray) -> ir.Value:
         """Register a constant."""
@@ -107,11 +112,10 @@ def _norm(graph: ir.Graph, node: ir.Node, kept: Kept, axes: tuple[int, ...]) -> 
     assert values is not None
     assert scale is not None
     only = _restriction(build, node, kept)
-    over = build.constant(np.array(axes, np.int64))
 
     def mean(value: ir.Value) -> ir.Value:
         inside = build.op("Where", only.condition, value, only.zero)
-        return build.op("Mul", build.op("ReduceMean", inside, over, keepdims=1), only.share)
+        return build.op("Mul", build.mean(inside, axes), only.share)
 
     if node.op_type in {"LayerNormalization", "InstanceNormalization"}:
         values = build.op("Sub", values, mean(values))
