@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.axes import constant
+from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.constants import new_constant
 from secateur.graph_passes.names import module_path, node_name
 
@@ -53,7 +53,9 @@ def _branch(add: ir.Node, skip: int, order: dict[ir.Node, int]) -> tuple[ir.Node
     is removed is a function of it; masks and positions may come from elsewhere.
     """
     kept, made = add.inputs[skip], add.inputs[1 - skip]
-    if kept is None or made is None or made.producer() is None or constant(kept) is not None:
+    if kept is None or made is None or made.producer() is None:
+        return None
+    if constant_tensor(kept) is not None:
         return None
     if kept.shape is None or kept.shape != made.shape:
         return None  # a mask or a bias that is broadcast
@@ -89,7 +91,7 @@ def _reaching(
 def _has_weight(node: ir.Node) -> bool:
     if node.op_type not in {"MatMul", "Gemm", "Conv", "Einsum"}:
         return False
-    return any(constant(value) is not None for value in node.inputs)
+    return any(v is not None and constant_tensor(v) is not None for v in node.inputs)
 
 
 def _name(nodes: Sequence[ir.Node]) -> str:

@@ -88,7 +88,10 @@ def _fill(fold: FoldUse, axes: AxisMap, keep: _Keep) -> _Fill | None:
 
 def _take_kept_outputs(graph: ir.Graph, axes: AxisMap, keep: _Keep) -> None:
     """A graph output that a cut shortens gives only its kept positions here too."""
+    computed = set(axes.values())
     for i, output in enumerate(graph.outputs):
+        if output not in computed:
+            continue  # a weight that is an output stays whole
         current = output
         for axis, expr in enumerate(axes.of(output)):
             if not any(atom in keep for atom in leaves(expr)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
@@ -42,6 +43,14 @@ def parameter_names(model: ir.Model) -> dict[str, str]:
     return {name: entry["name"] for name, entry in recorded.items()}
 
 
+def name_copies(model: ir.Model, copies: Mapping[str, str]) -> None:
+    """Give copies of initialisers (new name to old name) the parameter name of the original."""
+    recorded = json.loads(model.metadata_props.get(_PARAMETERS_KEY, "{}"))
+    named = {new: recorded[old] for new, old in copies.items() if old in recorded}
+    if named:
+        model.metadata_props[_PARAMETERS_KEY] = json.dumps(recorded | named)
+
+
 def parameter_name(model: ir.Model, initialiser: str) -> str:
     """Return the torch name of an initialiser, or its own name where none is known."""
     return parameter_names(model).get(initialiser, initialiser)
@@ -57,4 +66,11 @@ def layer_of(name: str) -> str:
     return match.group(1) if match else ""
 
 
-__all__ = ["layer_of", "module_path", "node_name", "parameter_name", "parameter_names"]
+__all__ = [
+    "layer_of",
+    "module_path",
+    "name_copies",
+    "node_name",
+    "parameter_name",
+    "parameter_names",
+]

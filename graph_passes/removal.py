@@ -12,9 +12,11 @@ from onnx_ir.passes import common
 
 from secateur.graph_passes.axes import REWRITES, Atom, AxisMap, indices, leaves, size
 from secateur.graph_passes.axes.axis_map import constant_tensor
+from secateur.graph_passes.axes.constants import unused_name
 from secateur.graph_passes.axes.relations import op_key
 from secateur.graph_passes.blocks import remove_blocks
 from secateur.graph_passes.groups import Analysis, analyse_prepared
+from secateur.graph_passes.names import name_copies
 from secateur.graph_passes.plan import Plan, resolve_plan
 from secateur.graph_passes.prepare import prepare
 
@@ -95,31 +97,35 @@ def _slice_constants(
             if any(atom in keep for atom in leaves(expr))
         )
         cuts.setdefault(value, {}).setdefault(key, []).append((node, slot))
+    copies: dict[str, str] = {}
     for value, ways in cuts.items():
-        for number, (key, uses) in enumerate(ways.items()):
+        for key, uses in ways.items():
             if key:
-                _replace(model.graph, value, key, uses, "" if len(ways) == 1 else f".cut{number}")
+                copies[_replace(model.graph, value, key, uses)] = value.name or ""
+    name_copies(model, copies)
 
 
-def _replace(graph: ir.Graph, value: ir.Value, key: _Cut, uses: _Uses, suffix: str) -> None:
+def _replace(graph: ir.Graph, value: ir.Value, key: _Cut, uses: _Uses) -> str:
+    """Slice a constant for some of its uses, lazily; return the name of what they read now."""
     tensor = constant_tensor(value)
     assert tensor is not None
     kept = {axis: np.frombuffer(raw, dtype=np.int64) for axis, raw in key}
     shape = [len(kept[i]) if i in kept else dim for i, dim in enumerate(tensor.shape.numpy())]
-    name = f"{value.name}{suffix}"
+    is_alone = len(value.uses()) == len(uses) and not value.is_graph_output()
+    name = value.name or "" if is_alone else unused_name(graph, f"{value.name}.cut")
     lazy = ir.LazyTensor(
         lambda: _take(tensor, kept), dtype=tensor.dtype, shape=ir.Shape(shape), name=name
     )
-    if len(value.uses()) == len(uses) and not value.is_graph_output():
+    if is_alone:
         value.const_value, value.shape = lazy, ir.Shape(shape)
-        return
-    name = name if suffix else f"{value.name}.cut"
+        return name
     fresh = ir.Value(
         name=name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=lazy
     )
     graph.register_initializer(fresh)
     for node, slot in uses:
         node.replace_input_with(slot, fresh)
+    return name
 
 
 def _take(tensor: ir.TensorProtocol, kept: Mapping[int, NDArray[np.int64]]) -> ir.TensorProtocol:

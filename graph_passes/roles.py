@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from secateur.graph_passes.axes import Atom, AxisMap, Expr, Sum, constant, leaves
+from secateur.graph_passes.axes import Atom, AxisMap, Expr, Sum, leaves
+from secateur.graph_passes.axes.axis_map import constant_tensor
 
 _CONTRACTIONS = frozenset({"MatMul", "Einsum", "FusedMatMul", "Gemm"})
 _WALKED_OVER = frozenset(
@@ -147,7 +148,7 @@ def _meets_product(node: ir.Node, depth: int = 12) -> bool:
 
 def _has_weight(node: ir.Node) -> bool:
     """Tell whether fewer than two operands of a product are computed (Einsum may have three)."""
-    computed = sum(constant(value) is None for value in node.inputs)
+    computed = sum(value is None or constant_tensor(value) is None for value in node.inputs)
     return node.op_type in _CONTRACTIONS and computed < 2
 
 

@@ -22,9 +22,7 @@ def replace_ints(node: ir.Node, slot: int, entries: Sequence[int]) -> None:
 
 def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Register an initialiser under ``name``, or under that with a number if it is taken."""
-    unique, number = name, 1
-    while unique in graph.initializers:
-        unique, number = f"{name}.{number}", number + 1
+    unique = unused_name(graph, name)
     tensor = ir.tensor(array, name=unique)
     value = ir.Value(
         name=unique,
@@ -36,4 +34,12 @@ def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-__all__ = ["new_constant", "replace_ints"]
+def unused_name(graph: ir.Graph, name: str) -> str:
+    """Return ``name``, or it with a number where an initialiser has it already."""
+    unique, number = name, 1
+    while unique in graph.initializers:
+        unique, number = f"{name}.{number}", number + 1
+    return unique
+
+
+__all__ = ["new_constant", "replace_ints", "unused_name"]
