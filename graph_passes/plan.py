@@ -71,6 +71,8 @@ class Plan:
         if unknown:
             raise BadInputError("unknown keys in the plan", where=where, got=", ".join(unknown))
         keep = data.get("keep", {})
+        if not isinstance(keep, dict) or not isinstance(data.get("sizes", {}), dict):
+            raise BadInputError("the plan's entries are not groups and their units", where=where)
         for name, units in keep.items():
             if not isinstance(units, list) or not all(type(unit) is int for unit in units):
                 raise BadInputError(
