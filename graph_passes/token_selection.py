@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,7 @@ from secateur.graph_passes.selection.checks import check_regions
 from secateur.graph_passes.selection.emit import Emitter, named
 from secateur.graph_passes.selection.flow import readers
 from secateur.graph_passes.selection.folds import Requests, requests
+from secateur.graph_passes.selection.pointers import Pointers
 from secateur.graph_passes.selection.region import Cut as CutPoint
 from secateur.graph_passes.selection.region import Regions, crossings, map_regions
 from secateur.graph_passes.selection.rewire import repair_shapes, rewire
@@ -156,16 +157,18 @@ def insert_at(model: ir.Model, axes: AxisMap, chosen: list[Chosen], *, outputs: 
     in_order = sorted(chosen, key=lambda item: _position(item[2].value, order))
     regions = map_regions(model, axes, tuple(cut for _, _, cut in in_order))
     protected = min(selection.budget.protected for selection, _, _ in in_order)
-    check_regions(regions, protected)
-    found = crossings(regions)
     emit = Emitter(model.graph)
+    pointers = Pointers(emit, regions)
+    check_regions(regions, protected, pointers.nodes)
+    found = [crossing for crossing in crossings(regions) if crossing.node not in pointers.nodes]
     versions = Versions(emit, regions)
     restore_shapes(emit, regions)
     for number, (selection, site, cut) in enumerate(in_order, start=1):
         emit.prefix = f"{cut.site}/selection"
-        kept = _select(selection, site, cut, versions, regions)
+        kept = _select((selection, site, cut), versions, regions, pointers)
         versions.kept.append(kept)
         _cut(cut, versions, number)
+        pointers.follow(kept, number)
         asked = requests(regions, number) if kept.valid is not None else Requests()
         here = [crossing for crossing in found if crossing.region == number]
         rewire(emit, versions, regions, here, asked)
@@ -178,23 +181,24 @@ def insert_at(model: ir.Model, axes: AxisMap, chosen: list[Chosen], *, outputs: 
     )
 
 
-def _select(
-    selection: Selection,
-    site: Site,
-    cut: CutPoint,
-    versions: Versions,
-    regions: Regions,
-) -> Kept:
+def _select(chosen: Chosen, versions: Versions, regions: Regions, pointers: Pointers) -> Kept:
     """Splice the selector and the budget arithmetic of one site."""
+    selection, site, cut = chosen
     emit = versions.emit
     tokens = _tokens(site, versions, regions)
     context = signals.Context(emit, regions, site, cut.value, tokens)
     given = signals.build(context, required_signals(selection.graph))
     score = splice(emit, selection.graph, given)
-    score = protect(emit, score, tokens, selection.budget.protected)
+    score = protect(emit, score, selection.budget.protected)
+    score = pointers.protect(score, tokens.length)
+    if tokens.valid is not None:
+        padding = emit.number(-np.inf, ir.DataType.FLOAT)
+        score = emit.op("Where", tokens.valid, score, padding)
     named(score, f"{cut.site}.score")
     biased = emit.op("Add", score, _bias(emit, cut.site))
-    return keep(emit, biased, tokens, selection.budget, cut.site)
+    budget = selection.budget
+    always = budget.protected + len(pointers)
+    return keep(emit, biased, tokens, replace(budget, protected=always), cut.site)
 
 
 def _tokens(site: Site, versions: Versions, regions: Regions) -> Tokens:

@@ -86,15 +86,12 @@ class Tokens:
     counts: ir.Value | None
 
 
-def protect(emit: Emitter, score: ir.Value, tokens: Tokens, protected: int) -> ir.Value:
-    """Put the protected prefix above all tokens (+inf) and padding below (-inf)."""
+def protect(emit: Emitter, score: ir.Value, protected: int) -> ir.Value:
+    """Put the protected prefix above all tokens (+inf)."""
     last = emit.ints(np.iinfo(np.int64).max)
     rest = emit.op("Slice", score, emit.ints(protected), last, emit.ints(1))
     ahead = emit.ints(0, protected, 0, 0)
-    score = emit.op("Pad", rest, ahead, emit.number(np.inf, ir.DataType.FLOAT))
-    if tokens.valid is None:
-        return score
-    return emit.op("Where", tokens.valid, score, emit.number(-np.inf, ir.DataType.FLOAT))
+    return emit.op("Pad", rest, ahead, emit.number(np.inf, ir.DataType.FLOAT))
 
 
 def keep(emit: Emitter, score: ir.Value, tokens: Tokens, budget: Budget, site: str) -> Kept:

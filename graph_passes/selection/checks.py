@@ -20,17 +20,18 @@ _GRID_HINT = "select behind the last grid, or return tokens instead"
 _PREFIX_HINT = "protect these tokens (protected=...), or select at a later site"
 
 
-def check_regions(regions: Regions, protected: int) -> None:
+def check_regions(regions: Regions, protected: int, followed: frozenset[ir.Node]) -> None:
     """Check all that stands behind the cuts.
 
     Args:
         regions: The chain of cuts.
         protected: Number of leading tokens that every selection keeps.
+        followed: Nodes that read one token whose position is counted again.
 
     Raises:
         PreconditionError: a node that reads dropped tokens, counts tokens or mixes them.
     """
-    _check_reasons(regions)
+    _check_reasons(regions, followed)
     _check_whole(regions)
     check_folds(regions)
     for node, _ in regions.in_region():
@@ -44,7 +45,7 @@ def check_regions(regions: Regions, protected: int) -> None:
             _check_spelled(node, regions)
 
 
-def _check_reasons(regions: Regions) -> None:
+def _check_reasons(regions: Regions, followed: frozenset[ir.Node]) -> None:
     """Whatever the axis analysis could not explain behind a cut is refused."""
     behind = {node_name(node): node for node, _ in regions.in_region()}
     everywhere = {node_name(node): node for node in regions.order}
@@ -54,7 +55,9 @@ def _check_reasons(regions: Regions) -> None:
                 _check_counted(everywhere.get(reason.node), regions)
                 continue
             node = behind.get(reason.node)
-            if node is not None and node.op_type not in _CHECKED_HERE:
+            if node is None or node in followed:
+                continue
+            if node.op_type not in _CHECKED_HERE:
                 raise refusal(regions, node, reason.text)
 
 

@@ -316,6 +316,9 @@ def _pool(w: Writer, x: str) -> tuple[str, list[int | str]]:
     elif pool == "flat":
         grid = w.op("Reshape", x, w.const([0, 4, w.variant.tokens // 4, D]))
         x = w.op("ReduceMean", grid, w.const([1, 2]), keepdims=0)
+    elif pool == "argmax_flat":
+        last = w.op("ArgMax", w.op("ReduceSum", x, w.const([2]), keepdims=0), axis=1, keepdims=0)
+        x = w.op("ReduceMax", w.op("Gather", x, last, axis=1), one, keepdims=0)
     elif pool == "argmax":
         last = w.op("ArgMax", "ids", axis=1, keepdims=1)
         picked = w.op("GatherND", x, last, batch_dims=1)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from tests.passes.selection.models import Variant
-from tests.passes.selection.support import check
+from onnx import numpy_helper
+from tests.passes.selection.models import Variant, build, write
+from tests.passes.selection.reference import dense, relative_error, run
+from tests.passes.selection.support import (
+    TOLERANCE,
+    amounts,
+    check,
+    feeds,
+    insert,
+    selections,
+)
 
 RAGGED = (9, 4, 7)
 EVEN = (8, 8)
@@ -75,3 +85,25 @@ def test_extreme_shares(permille: tuple[int, int]) -> None:
 
 def test_one_site_behind_the_last_block() -> None:
     check(Variant(pool="mask"), (2,), RAGGED, permille=(500,))
+
+
+@pytest.mark.parametrize("permille", [(1, 1), (400, 500), (1000, 1000)])
+def test_a_computed_position_is_followed(permille: tuple[int, int]) -> None:
+    variant = Variant(pool="argmax")
+    model = insert(build(variant), selections((0, 1), "keys"))
+    fed = feeds(variant, RAGGED)
+    at = np.array([6, 1, 3])
+    fed["ids"] = np.zeros((3, 9), np.int64)
+    fed["ids"][np.arange(3), at] = 9
+    got = run(model, fed | amounts((0, 1), permille))
+    dense_model, names = write(variant)
+    twin = dense(dense_model, [0, 1], watch=(names["hidden.2"],))
+    alive = []
+    for layer in (0, 1):
+        kept = got[f"encoder.layer.{layer}.kept"]
+        assert all(at[b] in kept[b] for b in range(3))
+        alive.append(np.array([[j in row for j in range(9)] for row in kept]))
+    hidden = twin.run(fed, [~rows for rows in alive])[names["hidden.2"]]
+    weights = {i.name: numpy_helper.to_array(i) for i in dense_model.graph.initializer}
+    want = hidden[np.arange(3), at] @ weights["head.weight"] + weights["head.bias"]
+    assert relative_error(got["y"], want) < TOLERANCE

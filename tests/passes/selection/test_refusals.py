@@ -15,6 +15,7 @@ from secateur.graph_passes.selection.budget import Budget
 from secateur.graph_passes.token_selection import Selection, insert_selections
 
 REFUSED = {
+    "one token is read per layer": (Variant(pool="argmax_flat"), "Gather"),
     "a convolution over tokens": (Variant(tokens=8, extra="window", sizes="copy"), "Conv"),
     "the last token is read": (Variant(pool="last"), "Gather"),
     "the number of tokens is data": (Variant(pool="divided"), "number of tokens"),

@@ -26,7 +26,9 @@ RAGGED = (9, 4, 7)
 
 
 def _ops_at(model: onnx.ModelProto, at: int) -> list[str]:
-    return [node.op_type for node in model.graph.node if node.name.startswith(f"{site(at)}/selection/")]
+    return [
+        node.op_type for node in model.graph.node if node.name.startswith(f"{site(at)}/selection/")
+    ]
 
 
 def test_a_broadcast_mask_is_gathered_at_its_source() -> None:
