@@ -231,9 +231,20 @@ def _check_external(file: Path, name: str, tensor: ir.ExternalTensor) -> None:
 
 def _check_numbers(file: Path, name: str, tensor: ir.TensorProtocol) -> None:
     """Refuse NaN; one chunk at a time, and pages of a mapped file are given back."""
+    if tensor.dtype == ir.DataType.STRING:
+        return
+    try:
+        flat = tensor.numpy().reshape(-1)
+    except ValueError as error:
+        raise BadInputError(
+            "a weight's bytes do not fill its shape",
+            where=f"{file}, tensor {name!r}",
+            got=str(error),
+            wanted=f"{tensor.nbytes} bytes for {tensor.dtype.name} {tensor.shape}",
+            next_step="copy or download the file again",
+        ) from error
     if not tensor.dtype.is_floating_point() or tensor.dtype.bitwidth < 16:
         return
-    flat = tensor.numpy().reshape(-1)
     for start in range(0, flat.size, _CHUNK_ELEMENTS):
         wrong = int(np.isnan(flat[start : start + _CHUNK_ELEMENTS].astype(np.float32)).sum())
         if wrong:

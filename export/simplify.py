@@ -45,7 +45,7 @@ def read_sizes_from_inputs(model: ir.Model) -> int:
     replaced = 0
     for node in tuple(model.graph):
         name = _one_size(node)
-        if name is None or name not in homes:
+        if name is None or name not in homes or node.outputs[0].is_graph_output():
             continue
         if name not in made:
             value, axis = homes[name]
@@ -108,6 +108,8 @@ def _inserted_axes(node: ir.Node) -> list[int] | None:
     """Return the size-1 axes that an identity GatherND adds, None when it is another one."""
     if node.op_type != "GatherND" or node.attributes.get_int("batch_dims", 0) != 0:
         return None
+    if node.outputs[0].is_graph_output():
+        return None
     source, index = node.inputs
     out = node.outputs[0].shape
     concat = None if index is None else index.producer()
@@ -145,6 +147,8 @@ def _range_axis(value: ir.Value | None, dim: int | ir.SymbolicDim, rank: int) ->
         return None
     if counted is None or counted.shape is None or value is None or value.shape is None:
         return None
+    if not _has_rank(counted, rank):  # an Expand further inside, which may add an axis
+        return None
     if list(value.shape) != [dim]:
         return None
     long = [axis for axis, size in enumerate(counted.shape) if size != 1]
@@ -166,10 +170,8 @@ def _has_rank(value: ir.Value | None, rank: int) -> bool:
 
 
 def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
-    old = node.outputs[0]
-    ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=False)
-    if not old.is_graph_output():
-        model.graph.remove(node, safe=True)
+    ir.convenience.replace_all_uses_with(node.outputs[0], value)
+    model.graph.remove(node, safe=True)
 
 
 __all__ = ["read_sizes_from_inputs", "simplify", "unsqueeze_instead_of_gather"]

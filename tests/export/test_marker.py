@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from secateur.export import verify
 from secateur.export.marker_translation import markers, without_markers
+from secateur.export.selector_graph import Signature, trace
 from secateur.export.torch_export import from_torch
+from secateur.graph_passes.lowering import lower_markers
 from secateur.models.select_tokens import Keep, select_tokens
 
 
@@ -98,6 +100,21 @@ def test_in_pytorch_the_same_module_really_drops_tokens(net):
     net(torch.randn(2, 10, 8))
     hook.remove()
     assert seen == [6]
+
+
+@pytest.mark.parametrize("n_tokens", [6, 11])
+def test_lowered_graph_equals_the_module_that_drops_tokens(exported, net, n_tokens):
+    lowered = lower_markers(exported, trace_at, is_input=False)
+    x = torch.randn(3, n_tokens, 8, generator=torch.Generator().manual_seed(n_tokens))
+    want = net(x).detach().numpy()
+    got = verify.run(lowered, {"x": x.numpy()})["output"]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    dense = verify.run(without_markers(exported), {"x": x.numpy()})["output"]
+    assert np.abs(dense - want).max() > 1e-3
+
+
+def trace_at(spec, site, opset):
+    return trace(spec, Signature(site.heads, site.head_dim, width=8, opset=opset))
 
 
 class MarkedLast(nn.Module):

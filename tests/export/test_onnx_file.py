@@ -109,6 +109,36 @@ def test_dangling_input_is_named(tmp_path):
         from_onnx(path)
 
 
+def test_weight_that_does_not_fill_its_shape_is_named(tmp_path):
+    proto = build()
+    proto.graph.initializer[0].raw_data = b"\0" * 100
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    assert "do not fill its shape" in refusal(path)
+
+
+def test_file_that_contradicts_itself_is_refused(tmp_path):
+    proto = build()
+    proto.graph.node[0].attribute.add(name="broken", type=onnx.AttributeProto.SPARSE_TENSORS)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    assert "contradicts itself" in refusal(path)
+
+
+def test_functions_are_inlined(tmp_path):
+    proto = build()
+    body = [helper.make_node("Relu", ["a"], ["b"])]
+    opsets = [helper.make_opsetid("", 20)]
+    proto.functions.append(helper.make_function("local", "Rectify", ["a"], ["b"], body, opsets))
+    proto.graph.node.append(helper.make_node("Rectify", ["y"], ["w"], domain="local"))
+    proto.graph.output[0].name = "w"
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    model = from_onnx(path)
+    assert [node.op_type for node in model.graph] == ["MatMul", "Reshape", "Relu"]
+
+
 def test_missing_external_data_is_named(with_data):
     (with_data.parent / "weights.bin").unlink()
     message = refusal(with_data)
