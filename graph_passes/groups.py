@@ -10,10 +10,20 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.axes import Atom, AxisMap, Expr, Reason, analyse_axes, leaves, size
+from secateur.graph_passes.axes import (
+    Atom,
+    AxisMap,
+    Expr,
+    Reason,
+    analyse_axes,
+    indices,
+    leaves,
+    size,
+)
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.names import layer_of, module_path, parameter_names
 from secateur.graph_passes.prepare import prepare
@@ -92,12 +102,17 @@ class Group:
 
     @property
     def parameters(self) -> int:
-        """Numbers in all weights that go if every unit goes; each weight counts once."""
-        counted = {(w.initialiser, w.axis): math.prod(w.shape) for w in self.weights}
-        by_weight: dict[str, int] = {}
-        for (name, _), numbers in counted.items():
-            by_weight[name] = numbers
-        return sum(by_weight.values())
+        """Numbers in all weights that go if every unit goes; each number counts once."""
+        left: dict[str, dict[int, int]] = {}
+        whole: dict[str, tuple[int, ...]] = {}
+        for use in self.weights:
+            none = {self.atom: np.zeros(0, np.int64)}
+            left.setdefault(use.initialiser, {})[use.axis] = len(indices(use.expr, none))
+            whole[use.initialiser] = use.shape
+        return sum(
+            math.prod(shape) - math.prod(left[name].get(i, dim) for i, dim in enumerate(shape))
+            for name, shape in whole.items()
+        )
 
 
 @dataclass(frozen=True)

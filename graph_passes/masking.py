@@ -144,9 +144,9 @@ def _insert_where(graph: ir.Graph, fill: _Fill, axis: int, stays: NDArray[np.boo
     value = fill.node.inputs[fill.slot]
     assert value is not None
     assert fill.neutral is not None
-    where = _where(graph, fill, value, (axis, stays, fill.neutral))
-    graph.insert_before(fill.node, where)
-    fill.node.replace_input_with(fill.slot, where.outputs[0])
+    nodes = _where(graph, fill, value, (axis, stays, fill.neutral))
+    graph.insert_before(fill.node, nodes)
+    fill.node.replace_input_with(fill.slot, nodes[-1].outputs[0])
     if fill.node.op_type == "LogSoftmax":
         _hide_infinity(graph, fill, axis, stays)
 
@@ -155,29 +155,34 @@ def _hide_infinity(graph: ir.Graph, fill: _Fill, axis: int, stays: NDArray[np.bo
     """A log softmax hands the -inf on, which a zero weight would turn into NaN: 0 instead."""
     result = fill.node.outputs[0]
     readers = tuple(result.uses())
-    where = _where(graph, fill, result, (axis, stays, 0.0))
-    graph.insert_after(fill.node, where)
+    nodes = _where(graph, fill, result, (axis, stays, 0.0))
+    graph.insert_after(fill.node, nodes)
     for reader, slot in readers:
-        reader.replace_input_with(slot, where.outputs[0])
+        reader.replace_input_with(slot, nodes[-1].outputs[0])
 
 
 def _where(
     graph: ir.Graph, fill: _Fill, value: ir.Value, where: tuple[int, NDArray[np.bool_], float]
-) -> ir.Node:
-    """Return a node that writes a number over the positions of an axis that do not stay."""
+) -> list[ir.Node]:
+    """Return nodes that write a number over the positions of an axis that do not stay."""
     axis, stays, number = where
-    if value.dtype is None:
+    if value.dtype is None and graph.opset_imports.get("", 20) < 15:
         raise PreconditionError("the type of a masked value is unknown", where=node_name(fill.node))
     shape = [1] * fill.rank
     shape[axis] = stays.size
     name = f"{node_name(fill.node)}.mask.{value.name}.{axis}"
     condition = new_constant(graph, name, stays.reshape(shape))
-    filler = new_constant(graph, f"{name}.fill", np.array(number, value.dtype.numpy()))
+    nodes = []
+    dtype = np.float32 if value.dtype is None else value.dtype.numpy()
+    filler = new_constant(graph, f"{name}.fill", np.array(number, dtype))
+    if value.dtype is None:  # behind an op that shape inference does not know
+        nodes.append(ir.Node("", "CastLike", [filler, value], name=f"{name}.typed"))
+        filler = nodes[0].outputs[0]
+        filler.name = f"{name}.typed"
     node = ir.Node("", "Where", [condition, value, filler], name=f"{name}.where")
     node.outputs[0].name = f"{name}.where"
-    node.outputs[0].dtype = value.dtype
-    node.outputs[0].shape = value.shape
-    return node
+    node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
+    return [*nodes, node]
 
 
 __all__ = ["mask"]

@@ -146,7 +146,8 @@ class _Walk:
         self._outputs = [self._blank(i, mentioned) for i in range(len(node.outputs))]
         for relation in relations:
             self._execute(relation)
-        self._close_inputs(mentioned)
+        if rule is not None:
+            self._close_inputs(mentioned)
         self._carry_positions(node, relations)
         self._close_outputs(bool(relations))
         track(node, self._axes)
