@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,15 +99,16 @@ def load_model(folder: Path, class_name: str, **options: object) -> nn.Module:
             "frequent cause: uninstall it or install the matching one",
         ) from error
     try:
-        model, report = model_class.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            attn_implementation="sdpa",
-            dtype="float32",
-            output_loading_info=True,
-            **options,
-        )
+        with _quiet():
+            model, report = model_class.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                attn_implementation="sdpa",
+                dtype="float32",
+                output_loading_info=True,
+                **options,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise BadInputError(
             "the model cannot be loaded", where=str(folder), got=str(error)[:500]
@@ -146,6 +149,22 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             next_step="save it again: tokenizer.save_pretrained(folder)",
         ) from error
     return tokenizer
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bar and its report of unused weights off the terminal."""
+    from transformers.utils import logging
+
+    level, progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if progress:
+            logging.enable_progress_bar()
 
 
 def _transformers() -> Any:  # noqa: ANN401 - an optional module
