@@ -85,7 +85,8 @@ def keep_channels(scores: Vector, keep: float, multiple: int = 1) -> NDArray[np.
     index = int(wanted)
     if multiple > 1:
         index = int((wanted + multiple / 2) / multiple) * multiple - 1
-    return scores >= np.sort(scores)[::-1][index]
+    kept: NDArray[np.bool_] = scores >= np.sort(scores)[::-1][index]
+    return kept
 
 
 __all__ = ["activity", "block_importance", "channel_scores", "keep_channels", "keep_ratios"]

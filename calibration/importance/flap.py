@@ -54,7 +54,8 @@ def feature_metric(found: FeatureStatistics, weight: NDArray[Any], metric: Metri
     if metric == "IFV":
         return found.fluctuation
     if metric == "WIFV":
-        return found.fluctuation * np.square(w).sum(axis=0)
+        weighted: Vector = found.fluctuation * np.square(w).sum(axis=0)
+        return weighted
     scaled: Vector = (np.abs(w) * np.sqrt(found.square)).mean(axis=0)
     return scaled
 
@@ -73,7 +74,8 @@ def keep_globally(scores: Vector, costs: Vector, ratio: float) -> NDArray[np.boo
     order = np.argsort(-scores, kind="stable")
     spent = np.cumsum(costs[order])
     at = int(np.argmin(np.abs(spent - spent[-1] * (1 - ratio))))
-    return scores > scores[order[at]]
+    kept: NDArray[np.bool_] = scores > scores[order[at]]
+    return kept
 
 
 def compensation(found: FeatureStatistics, weight: NDArray[Any], kept: NDArray[np.bool_]) -> Vector:
