@@ -34,7 +34,21 @@ class Zoo:
         """Return the module in eval mode, ready for export, and its example inputs."""
         net, inputs = self.module.build(name)
         prepare = getattr(self.module, "for_export", None)
-        return (prepare(name, net) if prepare else net), dict(inputs)
+        net = prepare(name, net) if prepare else net
+        if name in self.not_exportable:
+            _gather_experts(net)
+        return net, dict(inputs)
+
+
+def _gather_experts(net: Any) -> None:
+    """Let transformers' experts gather weights per token instead of looping over experts.
+
+    The loop depends on the data and cannot be exported; the result is the same.
+    """
+    for module in net.modules():
+        if hasattr(module, "set_experts_implementation"):
+            module.set_experts_implementation("batched_mm")
+            return
 
 
 def default_path() -> Path:

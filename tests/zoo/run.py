@@ -45,7 +45,7 @@ def main() -> int:
     rows = list(_rows(zoo, names, options, console))
     _write(rows, options.output)
     console.print(_table(rows))
-    left_out = sorted(zoo.not_exportable & set(zoo.names))
+    left_out = sorted(zoo.not_exportable & set(zoo.names) - set(names))
     if left_out:
         console.print(f"not exportable, says the file: {', '.join(left_out)}")
     failed = sum(bool(row["failure"]) for row in rows)
@@ -54,13 +54,14 @@ def main() -> int:
 
 
 def chosen(zoo: Zoo, only: list[str], shard: tuple[int, int]) -> list[str]:
-    """Exportable entries, cut down to those asked for and to one share of them."""
+    """Entries asked for by name, else all that the file does not excuse; one share of them."""
     unknown = sorted(set(only) - set(zoo.names))
     if unknown:
         raise SystemExit(f"{zoo.path} has no entry {', '.join(unknown)}")
-    names = [name for name in zoo.names if name not in zoo.not_exportable]
+    wanted = only or [name for name in zoo.names if name not in zoo.not_exportable]
+    names = [name for name in zoo.names if name in wanted]
     index, count = shard
-    return [name for name in names if not only or name in only][index - 1 :: count]
+    return names[index - 1 :: count]
 
 
 def _rows(zoo: Zoo, names: list[str], options: argparse.Namespace, console: Console) -> Any:

@@ -12,6 +12,7 @@ from catalogue import default_path, open_zoo
 from children import Pool
 from entry import verdict
 from expected_heads import count_heads
+from run import chosen
 from samples import random_like
 
 
@@ -94,6 +95,31 @@ def test_a_file_without_the_interface_says_what_it_lacks(tmp_path):
 def test_the_zoo_file_can_be_chosen(monkeypatch, tmp_path):
     monkeypatch.setenv("SECATEUR_ZOO", str(tmp_path / "mine.py"))
     assert default_path() == tmp_path / "mine.py"
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    text = """
+ZOO = dict.fromkeys("abcde")
+NOT_EXPORTABLE = ("c",)
+build = None
+"""
+    (tmp_path / "letters.py").write_text(text)
+    return open_zoo(tmp_path / "letters.py")
+
+
+def test_shards_share_the_entries_out(zoo):
+    shards = [chosen(zoo, [], (i, 3)) for i in (1, 2, 3)]
+    assert sorted(sum(shards, [])) == ["a", "b", "d", "e"]
+
+
+def test_an_excused_entry_runs_when_it_is_asked_for(zoo):
+    assert chosen(zoo, ["c", "a"], (1, 1)) == ["a", "c"]
+
+
+def test_an_unknown_entry_is_named(zoo):
+    with pytest.raises(SystemExit, match="no entry x"):
+        chosen(zoo, ["x"], (1, 1))
 
 
 def test_heads_are_counted_once_per_run_of_a_module():
