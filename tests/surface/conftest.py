@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.surface import small
 
+import secateur as sc
 from secateur import cli
 
 
@@ -14,20 +15,20 @@ from secateur import cli
 def encoder_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small encoder as an ONNX file."""
     from secateur.export.onnx_file import save
-    from secateur.export.torch_export import from_torch
 
     net, inputs, dynamic = small.encoder()
-    return save(from_torch(net, inputs, dynamic), tmp_path_factory.mktemp("m") / "encoder.onnx")[0]
+    return save(sc.from_torch(net, inputs, dynamic), tmp_path_factory.mktemp("m") / "encoder.onnx")[
+        0
+    ]
 
 
 @pytest.fixture(scope="session")
 def perceptron_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A static model without attention as an ONNX file."""
     from secateur.export.onnx_file import save
-    from secateur.export.torch_export import from_torch
 
     net, inputs, dynamic = small.perceptron()
-    return save(from_torch(net, inputs, dynamic), tmp_path_factory.mktemp("p") / "mlp.onnx")[0]
+    return save(sc.from_torch(net, inputs, dynamic), tmp_path_factory.mktemp("p") / "mlp.onnx")[0]
 
 
 @pytest.fixture(scope="session")

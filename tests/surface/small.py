@@ -48,7 +48,9 @@ DYNAMIC = {name: {0: "batch", 1: "tokens"} for name in ("input_ids", "attention_
 def encoder() -> tuple[nn.Module, dict[str, Tensor], dict[str, dict[int, str]]]:
     """The model, example inputs and the axes that vary."""
     generator = torch.Generator().manual_seed(0)
-    net = Encoder(layers=3).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Encoder(layers=3).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from secateur.workflow.report import render_report, spell_count, spell_error
+from secateur.workflow.report import render_report, spell_count
 from secateur.workflow.results import (
     Check,
     Frozen,
@@ -17,6 +17,7 @@ from secateur.workflow.results import (
     Sample,
     SelectionRow,
     Size,
+    spell_error,
 )
 
 ROW = {

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from secateur.commands.console import print_line, print_table
-from secateur.workflow.report import spell_error
-from secateur.workflow.results import Agreement, Check, Proof
+from secateur.workflow.results import Agreement, Check, Proof, spell_error
 
 if TYPE_CHECKING:
     from secateur.runtime.parity import GoldenParity
@@ -33,10 +32,7 @@ def print_checks(checks: Sequence[Check]) -> None:
         print_table(
             "parity with the reference",
             ("target", "part", "of", "measured>", "bound>", "", "note"),
-            [
-                (c.target, c.part, c.subject, spell_error(c.value), _bound(c), _mark(c), c.note)
-                for c in checks
-            ],
+            [(c.target, c.part, c.subject, c.figure, c.limit, _mark(c), c.note) for c in checks],
         )
 
 
@@ -107,10 +103,6 @@ def _bench_row(row: dict[str, Any]) -> tuple[object, ...]:
     )
     names = (row["variant"], row["batch"], row["tokens"])
     return (*names, *times, speed_up, *worth, row["optimisation_level"])
-
-
-def _bound(check: Check) -> str:
-    return "" if check.bound is None else spell_error(check.bound)
 
 
 def _mark(line: Proof | Check) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from secateur.errors import BadInputError
 from secateur.export.onnx_file import from_onnx
+from secateur.export.source import load
 from secateur.graph_passes.masking import mask
 from secateur.graph_passes.plan import Plan
 from secateur.runtime.bundle import DENSE_NAME, FORCED_NAME, GOLDENS_NAME, Bundle
@@ -11,7 +12,6 @@ from secateur.runtime.goldens import read_goldens
 from secateur.workflow.bisect import BisectOptions, BisectReport, bisect
 from secateur.workflow.golden import budget_feeds, token_sites
 from secateur.workflow.removal_proof import removed_units
-from secateur.workflow.sources import load_model
 
 PLAN_NAME = "plan.json"
 
@@ -32,7 +32,7 @@ def bisect_bundle(bundle: Bundle) -> BisectReport:
     budgets = {n for site in budget_feeds(shipped, {}).values() for n in site}
     fed = {name: array for name, array in inputs.items() if name not in budgets}
     spec = str(bundle.manifest.facts.get("source", ""))
-    net = load_model(spec).net if selects and spec else None
+    net = load(spec).net if selects and spec else None
     if net is None:
         if selects:
             raise BadInputError(
@@ -45,7 +45,7 @@ def bisect_bundle(bundle: Bundle) -> BisectReport:
         return bisect(reference, other, fed, BisectOptions())
     from secateur.models.reference import neutralised
 
-    module = net if plan is None else neutralised(net, removed_units(dense, plan))
+    module = net.eval() if plan is None else neutralised(net.eval(), removed_units(dense, plan))
     options = BisectOptions(sites=token_sites(shipped, {}), feeds=budget_feeds(shipped, {}))
     return bisect(module, other, fed, options)
 

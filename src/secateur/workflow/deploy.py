@@ -14,7 +14,6 @@ from secateur.graph_passes.groups import Analysis, analyse
 from secateur.recipe import Recipe
 from secateur.runtime import bundle as names
 from secateur.runtime.backend import Arrays
-from secateur.runtime.bench import BenchRow
 from secateur.runtime.bundle_writer import Draft, new_bundle
 from secateur.runtime.goldens import goldens_to_bytes
 from secateur.workflow import shipping, verification
@@ -98,7 +97,7 @@ def deploy(recipe: Recipe, recipe_text: str, *, progress: Progress) -> Results:
         with progress.step(f"build for {', '.join(recipe.targets)}"):
             artefacts = shipping.ship(draft, recipe.targets, level=level)
         rows = _time(recipe, work, draft.folder, progress)
-        results = replace(results, artefacts=artefacts, bench=tuple(row.to_json() for row in rows))
+        results = replace(results, artefacts=artefacts, bench=rows)
         _write(draft, recipe, recipe_text, work, results)
     return results
 
@@ -251,7 +250,9 @@ def _stop_unless_equal(results: Results, output: Path) -> None:
     )
 
 
-def _time(recipe: Recipe, work: Work, folder: Path, progress: Progress) -> tuple[BenchRow, ...]:
+def _time(
+    recipe: Recipe, work: Work, folder: Path, progress: Progress
+) -> tuple[dict[str, Any], ...]:
     if recipe.bench is None:
         return ()
     models = {"tokens": work.tokens_only, "removal": work.smaller, "combined": work.shipped}

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from secateur.workflow import charts
-from secateur.workflow.results import LayerRemoval, Results, Sample
+from secateur.workflow.results import LayerRemoval, Results, Sample, spell_error
 
 _MEBIBYTE = 1 << 20
 
@@ -67,11 +67,6 @@ def spell_count(number: float) -> str:
         if abs(number) >= limit:
             return f"{number / limit:.3g}{suffix}"
     return f"{number:.0f}"
-
-
-def spell_error(number: float) -> str:
-    """An error as people compare them: 0, or one digit and a power of ten."""
-    return "0" if number == 0 else f"{number:.1e}".replace("e-0", "e-")
 
 
 def _mebibytes(number: float) -> str:
@@ -169,4 +164,4 @@ def _charts(results: Results) -> Iterator[tuple[str, str]]:
         yield "memory", charts.memory_chart(memory)
 
 
-__all__ = ["Patch", "Word", "render_report", "spell_count", "spell_error"]
+__all__ = ["Patch", "Word", "render_report", "spell_count"]

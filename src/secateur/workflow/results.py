@@ -6,6 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
+def spell_error(number: float) -> str:
+    """An error as people compare them: 0, or two digits and a power of ten."""
+    return "0" if number == 0 else f"{number:.1e}".replace("e-0", "e-")
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """How large a model is."""
@@ -64,6 +69,18 @@ class Check:
     bound: float | None
     passed: bool
     note: str = ""
+
+    @property
+    def figure(self) -> str:
+        """The measured value as people read that part: a count, a share, or an error."""
+        if self.part == "flips":
+            return f"{self.value:.0f}"
+        return f"{self.value:.4f}" if self.part == "task" else spell_error(self.value)
+
+    @property
+    def limit(self) -> str:
+        """The bound in the same way; empty without one."""
+        return "" if self.bound is None else spell_error(self.bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,4 +168,5 @@ __all__ = [
     "Sample",
     "SelectionRow",
     "Size",
+    "spell_error",
 ]

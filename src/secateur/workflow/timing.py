@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import onnx_ir as ir
 
@@ -15,8 +15,7 @@ from secateur.runtime.bench import BenchCase, BenchModel, BenchOptions, BenchRow
 from secateur.runtime.bundle import DENSE_NAME, Bundle, open_bundle
 from secateur.workflow.counting import full_inputs
 from secateur.workflow.flops import count_flops
-
-logger = logging.getLogger(__name__)
+from secateur.workflow.memory import peak_bytes
 
 
 def time_variants(
@@ -26,8 +25,8 @@ def time_variants(
     *,
     folder: Path,
     note: Callable[[str], None],
-) -> tuple[BenchRow, ...]:
-    """Time every variant at every batch; one row each.
+) -> tuple[dict[str, Any], ...]:
+    """Time every variant at every batch, and measure its memory; one record each.
 
     Args:
         dense: the model before anything was pruned.
@@ -35,24 +34,21 @@ def time_variants(
         settings: batches, tokens, processes, pairs.
         folder: scratch space; the models are written there.
         note: told about each row as it comes.
+
+    Returns:
+        The fields of ``BenchRow``, and ``dense_peak_mib`` and ``pruned_peak_mib``.
     """
     options = BenchOptions(processes=settings.processes, pairs=settings.pairs)
-    dense_file = save(dense, folder / "dense.onnx")[0]
-    rows = []
-    for name, model in variants.items():
-        file = save(model, folder / f"{name}.onnx")[0]
-        for batch in settings.batches:
-            case = BenchCase(
-                name,
-                batch,
-                settings.tokens,
-                _bench_model(dense, dense_file, batch, settings.tokens),
-                _bench_model(model, file, batch, settings.tokens),
-            )
-            row = interleaved(case, options)
-            note(f"{name}, batch {batch}: {row.dense_ms:.1f} -> {row.pruned_ms:.1f} ms")
-            rows.append(row)
-    return tuple(rows)
+    records = []
+    for case in _cases(dense, variants, settings, folder):
+        row = interleaved(case, options)
+        note(f"{row.variant}, batch {row.batch}: {row.dense_ms:.1f} -> {row.pruned_ms:.1f} ms")
+        memory = {
+            f"{kind}_peak_mib": _peak_mib(model, row.optimisation_level)
+            for kind, model in (("dense", case.dense), ("pruned", case.pruned))
+        }
+        records.append(row.to_json() | memory)
+    return tuple(records)
 
 
 def time_bundle(
@@ -61,14 +57,30 @@ def time_bundle(
     """Time a bundle's model against the dense one that it holds."""
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     settings = Bench(variants=(), batches=batches, tokens=tokens)
+    models = {"bundle": from_onnx(opened.model)}
+    dense = from_onnx(opened.file(DENSE_NAME))
     with TemporaryDirectory(prefix="secateur-bench-") as folder:
-        return time_variants(
-            from_onnx(opened.file(DENSE_NAME)),
-            {"bundle": from_onnx(opened.model)},
-            settings,
-            folder=Path(folder),
-            note=logger.info,
-        )
+        return tuple(interleaved(case) for case in _cases(dense, models, settings, Path(folder)))
+
+
+def _cases(
+    dense: ir.Model, variants: Mapping[str, ir.Model], settings: Bench, folder: Path
+) -> Iterator[BenchCase]:
+    dense_file = save(dense, folder / "dense.onnx")[0]
+    for name, model in variants.items():
+        file = save(model, folder / f"{name}.onnx")[0]
+        for batch in settings.batches:
+            yield BenchCase(
+                name,
+                batch,
+                settings.tokens,
+                _bench_model(dense, dense_file, batch, settings.tokens),
+                _bench_model(model, file, batch, settings.tokens),
+            )
+
+
+def _peak_mib(model: BenchModel, level: str) -> float:
+    return peak_bytes(model.path, model.inputs, level=level) / (1 << 20)
 
 
 def _bench_model(model: ir.Model, file: Path, batch: int, tokens: int) -> BenchModel:

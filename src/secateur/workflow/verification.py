@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,8 @@ def verify_onnxruntime(
             report = check(goldens, forced_run, free=run, options=options)
             if report.passed:
                 target = f"onnxruntime ({level})"
-                checks = [*_checks(target, report), _batch_law(run, goldens[0], options)]
+                law = _batch_law(run, goldens[0], options)
+                checks = [replace(row, target=target) for row in (*_checks(report), law)]
                 if goldens[0].sites:
                     checks.append(_planted_error(forced_run, goldens, options))
                 lowered = "" if level == asked else asked
@@ -114,9 +115,9 @@ def _with_wrong_index(outputs: Arrays, site: str) -> Array:
     return index
 
 
-def _checks(target: str, report: ParityReport) -> Iterator[Check]:
+def _checks(report: ParityReport) -> Iterator[Check]:
     for row in report.rows():
-        yield Check(target, row.part, row.subject, row.value, row.bound, row.passed, row.note)
+        yield Check("", row.part, row.subject, row.value, row.bound, row.passed, row.note)
 
 
 def _batch_law(run: Run, golden: Golden, options: Options) -> Check:
@@ -131,7 +132,7 @@ def _batch_law(run: Run, golden: Golden, options: Options) -> Check:
         ]
     worst, bound = max(errors, default=0.0), options.tolerance.value
     note = "every sample of a ragged batch run alone, without its padding"
-    return Check("onnxruntime", "batch law", "all outputs", worst, bound, worst <= bound, note)
+    return Check("", "batch law", "all outputs", worst, bound, worst <= bound, note)
 
 
 def _rows(together: Array, alone: Array) -> Array:
