@@ -73,6 +73,21 @@ def best(scores: NDArray[np.float64], count: int) -> tuple[int, ...]:
     return tuple(sorted(np.argsort(-scores, kind="stable")[:count].tolist()))
 
 
+def weakest(scores: _Scores, share: float) -> dict[str, tuple[int, ...]]:
+    """Return the units with the lowest scores of all groups together, weakest first.
+
+    Exactly ``int(total * share)`` units, compared as they are, and no group is spared: the
+    selection of Hatefi et al., Pruning By Explaining Revisited, arXiv:2408.12568, section 3.
+    """
+    owners = [(name, unit) for name, values in scores.items() for unit in range(len(values))]
+    merit = np.concatenate(list(scores.values()))
+    found: dict[str, list[int]] = {name: [] for name in scores}
+    for position in np.argsort(merit, kind="stable")[: int(len(merit) * share)]:
+        name, unit = owners[position]
+        found[name].append(unit)
+    return {name: tuple(gone) for name, gone in found.items()}
+
+
 def _local(scores: _Scores, allocation: Allocation) -> dict[str, float]:
     return {name: len(values) * (1 - allocation.ratio) for name, values in scores.items()}
 
@@ -95,4 +110,4 @@ def _global(scores: _Scores, allocation: Allocation) -> dict[str, float]:
     return kept
 
 
-__all__ = ["Allocation", "allocate", "best"]
+__all__ = ["Allocation", "allocate", "best", "weakest"]
