@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.laws.cases_dynamic import DYNAMIC
 from tests.laws.cases_layout import LAYOUT
 from tests.laws.cases_products import PRODUCTS
 from tests.laws.cases_recurrent import RECURRENT
@@ -160,4 +161,12 @@ _REDUCTION = [
          frozen="number of the largest"),
 ]  # fmt: skip
 
-CASES: list[Case] = [*_ELEMENTWISE, *_NORMALISATION, *_REDUCTION, *PRODUCTS, *RECURRENT, *LAYOUT]
+CASES: list[Case] = [
+    *_ELEMENTWISE,
+    *_NORMALISATION,
+    *_REDUCTION,
+    *PRODUCTS,
+    *RECURRENT,
+    *LAYOUT,
+    *DYNAMIC,
+]

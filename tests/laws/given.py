@@ -6,9 +6,15 @@ import numpy as np
 from tests.laws.law import Given
 
 
-def x(*shape: int, dtype: str = "float32", low: float = -1.0, high: float = 1.0) -> Given:
-    """A computed input."""
-    return Given(shape, dtype, low, high)
+def x(
+    *shape: int,
+    dtype: str = "float32",
+    low: float = -1.0,
+    high: float = 1.0,
+    dynamic: str = "",
+) -> Given:
+    """A computed input; ``dynamic`` names its axes from the first on, ``-`` for a fixed one."""
+    return Given(shape, dtype, low, high, dynamic=dynamic)
 
 
 def c(

@@ -24,10 +24,12 @@ from secateur.graph_passes.axes import (
     AxisMap,
     Expr,
     Port,
+    Size,
     analyse_axes,
-    indices,
     leaves,
+    size,
 )
+from secateur.graph_passes.axes.expression import factor_size, resolve
 from secateur.graph_passes.prepare import prepare
 
 Keep = Mapping[Atom, NDArray[np.int64]]
@@ -45,6 +47,13 @@ class Given:
     high: float = 1.0
     constant: bool = False
     values: tuple[float, ...] | None = None
+    dynamic: str = ""
+    """Names of the axes from the first on, ``-`` for a fixed one."""
+
+    @property
+    def declared(self) -> list[int | str]:
+        names = [*self.dynamic.split(), *("-" * len(self.shape))]
+        return [d if n == "-" else n for d, n in zip(self.shape, names, strict=False)]
 
     def draw(self, rng: np.random.Generator) -> NDArray:
         if self.values is not None:
@@ -73,10 +82,21 @@ class Case:
 
     def __str__(self) -> str:
         shapes = ",".join(
-            "x".join(map(str, g.shape)) + ("c" * g.constant) if g else "-" for g in self.inputs
+            "x".join(map(str, g.declared)) + ("c" * g.constant) if g else "-" for g in self.inputs
         )
         extra = ",".join(f"{k}={v}" for k, v in self.attributes.items())
         return f"{self.op}-{self.opset}({shapes}|{extra})".replace(" ", "").replace("'", "")
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """What the names of dynamic axes are at run time."""
+        return {
+            name: length
+            for given in self.inputs
+            if given is not None
+            for name, length in zip(given.declared, given.shape, strict=True)
+            if isinstance(name, str)
+        }
 
     def draw(self, seed: int = 0) -> list[NDArray | None]:
         rng = np.random.default_rng(seed)
@@ -99,7 +119,7 @@ def proto(case: Case, arrays: Sequence[NDArray | None]) -> onnx.ModelProto:
             constants.append(onnx.numpy_helper.from_array(array, name))
         else:
             kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-            inputs.append(helper.make_tensor_value_info(name, kind, array.shape))
+            inputs.append(helper.make_tensor_value_info(name, kind, given.declared))
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
     graph = helper.make_graph([node], "case", inputs, outputs, constants)
     opsets = [helper.make_opsetid("", case.opset), helper.make_opsetid("com.microsoft", 1)]
@@ -166,7 +186,11 @@ class Subject:
 
     def free(self) -> list[int]:
         """Numbers of the atoms that the rule lets go; the graph's own ends do not count."""
-        return [i for i, atom in enumerate(self.atoms()) if not self.reasons(atom)]
+        return [
+            i
+            for i, atom in enumerate(self.atoms())
+            if not self.reasons(atom) and isinstance(atom.size, int)
+        ]
 
     def reasons(self, atom: Atom) -> list[str]:
         return [r.text for r in self.axes.reasons(atom) if not r.text.startswith(_OUTER)]
@@ -196,19 +220,44 @@ def check(case: Case, chosen: tuple[int, ...], seed: int) -> None:
     for result, exprs in zip(cut, outs, strict=True):
         assert result.ndim == len(exprs)
         for length, expr in zip(result.shape, exprs, strict=True):
-            assert not _is_cut(expr, keep) or length == len(indices(expr, keep))
+            assert not _is_cut(expr, keep) or length == len(positions(case, expr, keep))
     for twin in twins:
         wanted = run(case, proto(case, twin), twin)
         for got, want, exprs in zip(cut, wanted, outs, strict=True):
             if case.same:
-                kept = _take(want, exprs, keep)
+                kept = _take(case, want, exprs, keep)
                 np.testing.assert_allclose(got, kept, rtol=1e-5, atol=1e-5, err_msg=str(keep))
 
 
-def _take(array: NDArray, exprs: Sequence[Expr], keep: Keep) -> NDArray:
+def positions(case: Case, expr: Expr, keep: Keep) -> NDArray[np.int64]:
+    """What ``indices`` means, said once more, with names for lengths."""
+    kept = np.zeros(1, np.int64)
+    for factor in resolve(expr):
+        if isinstance(factor, Atom):
+            length = _number(factor_size(factor), case.lengths)
+            part = keep.get(factor, np.arange(length))
+        else:
+            ends = np.cumsum([0, *(_number(size(term), case.lengths) for term in factor.terms)])
+            length = int(ends[-1])
+            terms = [positions(case, term, keep) for term in factor.terms]
+            part = np.concatenate([t + start for t, start in zip(terms, ends[:-1], strict=True)])
+        kept = np.add.outer(kept * length, part).reshape(-1)
+    return kept
+
+
+def _number(length: Size, lengths: Mapping[str, int]) -> int:
+    if isinstance(length, int):
+        return length
+    return sum(
+        factor * math.prod(lengths[name] for name in names)
+        for names, factor in length.terms.items()
+    )
+
+
+def _take(case: Case, array: NDArray, exprs: Sequence[Expr], keep: Keep) -> NDArray:
     for axis, expr in enumerate(exprs):
         if _is_cut(expr, keep):
-            array = array.take(indices(expr, keep), axis)
+            array = array.take(positions(case, expr, keep), axis)
     return array
 
 
@@ -225,9 +274,7 @@ def run_cut(subject: Subject, keep: Keep) -> list[NDArray]:
         if array is None or value is None:
             small.append(None)
             continue
-        cut = array
-        for axis in range(array.ndim):
-            cut = cut.take(indices(subject.axes.at(node, slot)[axis], keep), axis)
+        cut = _take(case, array, subject.axes.at(node, slot), keep)
         small.append(cut)
         if case.inputs[slot].constant:  # type: ignore[union-attr]
             value.const_value = ir.tensor(cut)
@@ -275,6 +322,6 @@ def _fill(
     array = twin[port.slot]
     assert array is not None
     gone = np.ones(array.shape[port.axis], bool)
-    gone[indices(subject.axes.expr(subject.node, port), keep)] = False
+    gone[positions(subject.case, subject.axes.expr(subject.node, port), keep)] = False
     view = np.moveaxis(array, port.axis, 0)
     view[gone] = value if array.dtype.kind == "f" else np.flip(view)[gone]

@@ -78,7 +78,13 @@ def reshape_target(view: View) -> tuple[Size, ...] | None:
 
 
 def _regroup(shape: tuple[Size, ...], target: tuple[Size, ...]) -> Iterator[Relation]:
-    """Match runs of input axes with runs of output axes of the same product."""
+    """Match runs of input axes with runs of output axes of the same product.
+
+    Equal last axes are the same axes, also where nothing is known of the first ones.
+    """
+    while shape and target and shape[-1] == target[-1]:
+        yield Same((Port(0, len(shape) - 1), Port(OUT, len(target) - 1)))
+        shape, target = shape[:-1], target[:-1]
     i = j = 0
     while i < len(shape) or j < len(target):
         if j < len(target) and target[j] == 1:
