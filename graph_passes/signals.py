@@ -48,7 +48,17 @@ def build(context: Context, names: tuple[str, ...]) -> dict[str, ir.Value]:
         BadInputError: a name is not a signal.
         PreconditionError: the site's attention cannot give it.
     """
-    return {name: SIGNALS[name](context) for name in names}
+    made = {name: SIGNALS[name](context) for name in names}
+    for name, value in made.items():
+        if value.type is None:
+            value.type = ir.TensorType(_type_of(context, name))
+    return made
+
+
+def _type_of(context: Context, name: str) -> ir.DataType:
+    if name == "valid":
+        return ir.DataType.BOOL
+    return context.site.query.dtype or context.hidden.dtype or ir.DataType.FLOAT
 
 
 @SIGNALS.register("hidden")

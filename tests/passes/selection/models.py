@@ -13,7 +13,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 D, H, DH, FFN, PLACES, OUT = 16, 2, 8, 24, 24, 5
-LOW = float(np.finfo(np.float32).min)
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Variant:
     Attributes:
         mask: none, bool, where (scores replaced), additive, legacy arithmetic, pairs
             (B, 1, N, N), or causal and padding together.
-        form: decomposed, or fused (the Attention op).
+        form: decomposed, fused (the Attention op), microsoft (MultiHeadAttention).
         scale: where 1/sqrt(Dh) stands: query, after, both.
         key: late (B, H, N, Dh) transposed, direct (perm 0 2 3 1), merged (B*H, Dh, N).
         norm: post or pre.
@@ -48,11 +47,15 @@ class Variant:
     opset: int = 20
     layers: int = 3
     guard: bool = False
+    half: bool = False
 
 
 class Writer:
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
+        self.float = np.float16 if variant.half else np.float32
+        self.kind = TensorProto.FLOAT16 if variant.half else TensorProto.FLOAT
+        self.low = float(np.finfo(self.float).min)
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, np.ndarray] = {}
         self.rng = np.random.default_rng(7)
@@ -68,6 +71,7 @@ class Writer:
         return out
 
     def const(self, array: object, dtype: type = np.int64) -> str:
+        dtype = self.float if dtype is np.float32 else dtype
         value = np.array(array, dtype=dtype)
         name = f"c_{value.dtype}_{'x'.join(map(str, value.shape))}_{crc32(value.tobytes())}"
         self.weights[name] = value
@@ -78,7 +82,7 @@ class Writer:
 
     def weight(self, name: str, *shape: int) -> str:
         spread = 1 / np.sqrt(shape[0]) if len(shape) > 1 else 0.1
-        self.weights[name] = (self.rng.standard_normal(shape) * spread).astype(np.float32)
+        self.weights[name] = (self.rng.standard_normal(shape) * spread).astype(self.float)
         return name
 
     def linear(self, x: str, name: str, n_in: int, n_out: int) -> str:
@@ -119,7 +123,7 @@ def write(variant: Variant) -> tuple[onnx.ModelProto, dict[str, str]]:
         w.names[f"hidden.{layer}"] = x
     w.scope = "head"
     out, shape = _pool(w, x)
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", n, D])]
+    inputs = [helper.make_tensor_value_info("x", w.kind, ["batch", n, D])]
     if variant.mask != "none" or variant.pool == "mask":
         inputs.append(helper.make_tensor_value_info("mask", TensorProto.INT64, ["batch", n]))
     if variant.pool == "argmax":
@@ -129,12 +133,14 @@ def write(variant: Variant) -> tuple[onnx.ModelProto, dict[str, str]]:
         w.nodes,
         "tiny",
         inputs,
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", w.kind, shape)],
         [numpy_helper.from_array(value, name) for name, value in w.weights.items()],
     )
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", variant.opset)], ir_version=9
     )
+    if variant.form == "microsoft":
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     onnx.checker.check_model(model, full_check=True)
     return model, w.names
 
@@ -151,8 +157,8 @@ def _mask(w: Writer, x: str) -> str:
     w.scope = "mask"
     rows = w.op("Unsqueeze", "mask", w.const([1, 2]))
     if kind == "legacy":
-        off = w.op("Sub", w.number(1.0), w.op("Cast", rows, to=TensorProto.FLOAT))
-        return w.op("Mul", off, w.number(LOW))
+        off = w.op("Sub", w.number(1.0), w.op("Cast", rows, to=w.kind))
+        return w.op("Mul", off, w.number(w.low))
     allowed = w.op("Cast", rows, to=TensorProto.BOOL)
     if kind == "pairs":
         one, n = w.const([1]), w.size(x, 1)
@@ -163,7 +169,7 @@ def _mask(w: Writer, x: str) -> str:
         later = w.op("Unsqueeze", at, w.const([1]))
         allowed = w.op("And", allowed, w.op("GreaterOrEqual", later, at))
     if kind == "additive":
-        return w.op("Where", allowed, w.number(0.0), w.number(LOW))
+        return w.op("Where", allowed, w.number(0.0), w.number(w.low))
     return allowed
 
 
@@ -221,11 +227,28 @@ def _attention(w: Writer, x: str, mask: str, name: str) -> str:
         q, k = _rotate(w, q), _rotate(w, k)
         k = w.op("Transpose", k, perm=[0, 2, 1, 3])
     w.names[f"keys.{name[-1]}"], w.names[f"values.{name[-1]}"] = k, v
-    out = _fused(w, q, k, v, mask) if w.variant.form == "fused" else _scores(w, q, k, v, mask)
+    forms = {"fused": _fused, "microsoft": _microsoft, "decomposed": _scores}
+    out = forms[w.variant.form](w, q, k, v, mask)
     out = w.op("Transpose", out, perm=[0, 2, 1, 3])
     out = w.op("Reshape", out, w.target(out, D))
     w.scope = scope
     return out
+
+
+def _microsoft(w: Writer, q: str, k: str, v: str, mask: str) -> str:
+    """com.microsoft.MultiHeadAttention on (B, N, D), with an additive (B, 1, N, N) bias."""
+    q, v = (w.op("Transpose", item, perm=[0, 2, 1, 3]) for item in (q, v))
+    q, k, v = (w.op("Reshape", item, w.const([0, 0, D])) for item in (q, k, v))
+    bias = []
+    if mask:
+        one = w.const([1])
+        low = w.op("Where", mask, w.number(0.0), w.number(w.low))
+        full = w.op("Concat", one, one, w.size(q, 1), one, axis=0)
+        bias = ["", "", w.op("Expand", low, full)]
+    inputs = [q, k, v, *bias]
+    out = w.op("MultiHeadAttention", *inputs, domain="com.microsoft", num_heads=H)
+    out = w.op("Reshape", out, w.const([0, 0, H, DH]))
+    return w.op("Transpose", out, perm=[0, 2, 1, 3])
 
 
 def _fused(w: Writer, q: str, k: str, v: str, mask: str) -> str:
@@ -241,7 +264,7 @@ def _rotate(w: Writer, x: str) -> str:
     at = w.op("Range", w.const(0), w.op("Squeeze", w.size(x, 2)), w.const(1))
     angle = w.op(
         "Mul",
-        w.op("Unsqueeze", w.op("Cast", at, to=TensorProto.FLOAT), w.const([0, 1, 3])),
+        w.op("Unsqueeze", w.op("Cast", at, to=w.kind), w.const([0, 1, 3])),
         w.const(np.tile(10.0 ** -np.arange(DH // 2), 2).reshape(1, 1, 1, DH), np.float32),
     )
     left = w.op("Slice", x, w.const([0]), w.const([DH // 2]), w.const([3]))
@@ -289,10 +312,10 @@ def _masked(w: Writer, s: str, mask: str) -> str:
     if kind == "none":
         return s
     if kind == "where":
-        return w.op("Where", mask, s, w.number(LOW))
+        return w.op("Where", mask, s, w.number(w.low))
     if kind in ("additive", "legacy"):
         return w.op("Add", s, mask)
-    return w.op("Add", s, w.op("Where", mask, w.number(0.0), w.number(LOW)))
+    return w.op("Add", s, w.op("Where", mask, w.number(0.0), w.number(w.low)))
 
 
 def _pool(w: Writer, x: str) -> tuple[str, list[int | str]]:
@@ -307,11 +330,11 @@ def _pool(w: Writer, x: str) -> tuple[str, list[int | str]]:
         rest = w.op("Slice", x, one, w.const([2**63 - 1]), one)
         x = w.op("ReduceMean", rest, one, keepdims=0)
     elif pool == "mask":
-        m = w.op("Cast", w.op("Unsqueeze", "mask", w.const([-1])), to=TensorProto.FLOAT)
+        m = w.op("Cast", w.op("Unsqueeze", "mask", w.const([-1])), to=w.kind)
         total = w.op("ReduceSum", w.op("Mul", x, m), one, keepdims=0)
         x = w.op("Div", total, w.op("ReduceSum", m, one, keepdims=0))
     elif pool == "divided":
-        n = w.op("Cast", w.size(x, 1), to=TensorProto.FLOAT)
+        n = w.op("Cast", w.size(x, 1), to=w.kind)
         x = w.op("Div", w.op("ReduceSum", x, one, keepdims=0), n)
     elif pool == "flat":
         grid = w.op("Reshape", x, w.const([0, 4, w.variant.tokens // 4, D]))

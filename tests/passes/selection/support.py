@@ -76,7 +76,8 @@ def feeds(variant: Variant, lengths: tuple[int, ...], seed: int = 0) -> Arrays:
     """Random hidden states; samples are padded on the right to the longest."""
     rng = np.random.default_rng(seed)
     n = variant.tokens or max(lengths)
-    made = {"x": rng.standard_normal((len(lengths), n, D)).astype(np.float32)}
+    kind = np.float16 if variant.half else np.float32
+    made = {"x": rng.standard_normal((len(lengths), n, D)).astype(kind)}
     if variant.mask != "none" or variant.pool == "mask":
         made["mask"] = (np.arange(n) < np.array(lengths)[:, None]).astype(np.int64)
     return made

@@ -38,6 +38,7 @@ WRITINGS = {
     "fused attention": Variant(form="fused", opset=23),
     "fused attention, mask for every pair": Variant(form="fused", opset=23, mask="pairs"),
     "fused attention, additive mask": Variant(form="fused", opset=23, mask="additive"),
+    "com.microsoft attention": Variant(form="microsoft", sizes="copy"),
     "positions made in every layer": Variant(extra="positions"),
     "rotary tables made in every layer": Variant(extra="rotary", mask="causal"),
     "tokens returned": Variant(pool="tokens"),
@@ -58,6 +59,7 @@ FIXED = {
     "mean of the tokens after the first": Variant(
         mask="none", tokens=8, sizes="constant", pool="rest"
     ),
+    "com.microsoft attention": Variant(mask="none", tokens=8, sizes="copy", form="microsoft"),
     "bias for all samples": Variant(mask="none", tokens=8, extra="bias"),
     "a parameter per token, without batch axis": Variant(mask="none", tokens=8, extra="rows"),
     "as many tokens as a head is wide": Variant(mask="bool", tokens=8, sizes="constant"),
@@ -76,6 +78,25 @@ def test_fixed_number_of_tokens(name: str) -> None:
 def test_every_signal(signal: str, form: str) -> None:
     variant = Variant(form=form, scale="both", opset=23 if form == "fused" else 20)
     check(variant, (0, 1), RAGGED, signal=signal, permille=(700, 600))
+
+
+@pytest.mark.parametrize("form", ["decomposed", "fused"])
+def test_half_precision(form: str) -> None:
+    """Selections are made in float32, so that they agree; values to half precision."""
+    variant = Variant(half=True, pool="mask", form=form, opset=23 if form == "fused" else 20)
+    model = insert(build(variant), selections((0, 1), "keys"))
+    full = Variant(pool="mask")
+    fed = feeds(variant, RAGGED)
+    want = run(
+        insert(build(full), selections((0, 1), "keys")),
+        fed | {"x": fed["x"].astype(np.float32)} | amounts((0, 1), (700, 600)),
+    )
+    got = run(model, fed | amounts((0, 1), (700, 600)))
+    for layer in (0, 1):
+        name = f"encoder.layer.{layer}.kept"
+        np.testing.assert_array_equal(got[name], want[name])
+    assert got["y"].dtype == np.float16
+    assert relative_error(got["y"].astype(np.float32), want["y"]) < 2e-2
 
 
 @pytest.mark.parametrize("permille", [(1, 1), (1000, 1000), (500, 1), (1000, 300)])

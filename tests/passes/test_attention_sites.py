@@ -1,0 +1,112 @@
+"""Attention blocks are found by structure, named by module, and cut at the residual stream."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import pytest
+from tests.passes.selection.models import DH, D, H, Variant, write
+
+from secateur.errors import BadInputError
+from secateur.graph_passes.attention import Site, find_sites, site_named
+
+FORMS = {
+    "plain": Variant(),
+    "old opset": Variant(opset=17, mask="legacy"),
+    "masked scores": Variant(mask="where"),
+    "scale behind": Variant(scale="after"),
+    "scale on both": Variant(scale="both", key="merged", guard=True),
+    "keys at once": Variant(key="direct"),
+    "rotary": Variant(extra="rotary"),
+    "fused": Variant(form="fused", opset=23),
+    "microsoft": Variant(form="microsoft"),
+    "pre-norm": Variant(norm="pre"),
+    "pre-norm, tokens returned": Variant(norm="pre", pool="tokens"),
+    "no mask, fixed tokens": Variant(mask="none", tokens=8),
+}
+
+
+def _sites(variant: Variant) -> tuple[tuple[Site, ...], dict[str, str]]:
+    model, names = write(variant)
+    inferred = onnx.shape_inference.infer_shapes(model)
+    return find_sites(ir.from_proto(inferred)), names
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_block_is_found_once(name: str) -> None:
+    sites, _ = _sites(FORMS[name])
+    assert [site.name for site in sites] == [f"encoder.layer.{i}" for i in range(3)]
+    assert {(site.heads, site.key_heads, site.head_dim) for site in sites} == {(H, H, DH)}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_block_cut_is_what_the_next_block_reads(name: str) -> None:
+    sites, names = _sites(FORMS[name])
+    assert [site.block.name for site in sites] == [names[f"hidden.{i}"] for i in range(3)]
+
+
+@pytest.mark.parametrize(("norm", "op"), [("pre", "Add"), ("post", "LayerNormalization")])
+def test_attention_cut_is_the_residual_behind_attention(norm: str, op: str) -> None:
+    sites, _ = _sites(Variant(norm=norm))
+    for site in sites:
+        producer = site.after_attention.producer()
+        assert producer is not None
+        assert producer.op_type == op
+        assert site.after_attention is not site.block
+        assert site.cut("attention") is site.after_attention
+
+
+@pytest.mark.parametrize("key", ["late", "direct", "merged"])
+def test_keys_are_those_before_the_scale(key: str) -> None:
+    sites, names = _sites(Variant(key=key, scale="both"))
+    model, _ = write(Variant(key=key, scale="both"))
+    producers = {node.output[0]: node for node in model.graph.node}
+    for i, site in enumerate(sites):
+        raw, found = names[f"keys.{i}"], str(site.key.name)
+        assert found == raw or producers[found].input[0] == raw
+
+
+def test_site_is_found_by_the_end_of_its_name() -> None:
+    sites, _ = _sites(Variant())
+    assert site_named(sites, "layer.1").node is sites[1].node
+    assert site_named(sites, "layer.1").name == "layer.1"
+
+
+def test_ambiguous_end_of_a_name_is_refused() -> None:
+    from dataclasses import replace
+
+    sites, _ = _sites(Variant())
+    pair = (replace(sites[0], name="a.layer.1"), replace(sites[1], name="b.layer.1"))
+    with pytest.raises(BadInputError, match=r"more than one site(.|\n)*a.layer.1, b.layer.1"):
+        site_named(pair, "layer.1")
+
+
+def test_unknown_name_lists_sites_and_suggests() -> None:
+    sites, _ = _sites(Variant())
+    with pytest.raises(BadInputError) as caught:
+        site_named(sites, "encoder.layer.7")
+    assert "encoder.layer.0, encoder.layer.1, encoder.layer.2" in caught.value.wanted
+    assert "encoder.layer" in caught.value.next_step
+
+
+def test_nodes_without_module_names_are_numbered() -> None:
+    model, _ = write(Variant())
+    for i, node in enumerate(model.graph.node):
+        node.name = f"n{i}"
+    sites = find_sites(ir.from_proto(onnx.shape_inference.infer_shapes(model)))
+    assert [site.name for site in sites] == ["site0", "site1", "site2"]
+
+
+def test_product_with_a_weight_is_no_attention() -> None:
+    text = f"""<ir_version: 9, opset_import: ["" : 20]>
+    gate (float[b,n,{D}] x) => (float[b,n,{D}] y) <float[{D},{D}] w = {{{",".join("1" * D * D)}}}>
+    {{ s = MatMul(x, w) p = Softmax<axis=-1>(s) y = MatMul(p, w) }}"""
+    with pytest.raises(BadInputError, match="no attention block"):
+        find_sites(ir.from_onnx_text(text))
+
+
+def test_error_without_attention_says_what_the_graph_is_made_of() -> None:
+    text = '<ir_version: 9, opset_import: ["" : 20]> g (float[b,n] x) => (float[b,n] y)'
+    with pytest.raises(BadInputError) as caught:
+        find_sites(ir.from_onnx_text(text + " { a = Relu(x) y = Relu(a) }"))
+    assert caught.value.got == "2 Relu"
