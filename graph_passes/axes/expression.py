@@ -18,6 +18,7 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.errors import PreconditionError
 from secateur.graph_passes.axes.sizes import Size
 
 _numbers = count()
@@ -153,6 +154,9 @@ def indices(expr: Expr, keep: Keep) -> NDArray[np.int64]:
 
     Returns:
         int64 positions along the axis, in the order in which they will stand.
+
+    Raises:
+        PreconditionError: some size is known only at run time.
     """
     kept = np.zeros(1, dtype=np.int64)
     for factor in resolve(expr):
@@ -175,7 +179,10 @@ def _factor_indices(factor: Factor, keep: Keep) -> NDArray[np.int64]:
 
 def _int(value: Size) -> int:
     if not isinstance(value, int):
-        raise TypeError(f"the axis has the dynamic size {value}: its positions cannot be listed")
+        raise PreconditionError(
+            f"a cut axis has the dynamic size {value}, so that its positions cannot be listed",
+            next_step="export the model with that dimension fixed, or leave the group out",
+        )
     return value
 
 

@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 
 BATCH = 2
 """What the dynamic batch is at run time."""
+NAMES = ("batch", "tokens", "rows", "columns")
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,12 @@ class Graph:
         return fitting[-1 - min(int(self.random.expovariate(0.7)), len(fitting) - 1)]
 
     def model(self, n_inputs: int, outputs: Sequence[Value]) -> onnx.ModelProto:
-        dynamic = self.random.random() < 0.5
+        """The network so far; axes of inputs may have names, also where weights fix them."""
+        named = [self.random.random() < share for share in (0.6, 0.15, 0.2, 0.2)]
 
         def info(value: Value) -> onnx.ValueInfoProto:
-            shape: list[int | str] = list(value.shape)
-            if dynamic and shape and shape[0] == BATCH:
-                shape[0] = "batch"
+            names = zip(value.shape, NAMES, named, strict=False)
+            shape = [name if is_named else size for size, name, is_named in names]
             return helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape)
 
         declared = [
@@ -98,7 +99,10 @@ class Graph:
         inputs = [info(v) for v in self.values[:n_inputs]]
         graph = helper.make_graph(self.nodes, "random", inputs, declared, constants)
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        lengths = {v.name: " ".join(map(str, v.shape)) for v in self.values[:n_inputs]}
+        helper.set_model_props(model, lengths)
+        return model
 
 
 Step = Callable[[Graph], object]

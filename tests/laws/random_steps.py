@@ -19,13 +19,14 @@ def begin(graph: Graph) -> int:
         shape = (BATCH, graph.random.choice((4, 6)), graph.random.choice((3, 5)))
     else:
         shape = (BATCH, graph.random.choice((1, 3)), 6, 6)
-    graph.values.append(Value("input", shape))
+    names = ("input", "other") if graph.random.random() < 0.3 else ("input",)
+    graph.values += [Value(name, shape) for name in names]
     if kind == 2:
         conv(graph)
         conv(graph)
     else:
         matmul(graph)
-    return 1
+    return len(names)
 
 
 def width(graph: Graph) -> int:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
@@ -20,11 +20,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
-from tests.laws.random_graphs import BATCH
 from tests.laws.random_models import random_model
 
 from secateur.errors import SecateurError
-from secateur.graph_passes.groups import Analysis, analyse
+from secateur.graph_passes.blocks import find_blocks
+from secateur.graph_passes.groups import analyse
 from secateur.graph_passes.masking import mask
 from secateur.graph_passes.plan import Plan, make_plan
 from secateur.graph_passes.removal import remove
@@ -57,23 +57,33 @@ def run(model: onnx.ModelProto, feeds: dict[str, NDArray]) -> Outputs:
 
 def feeds_of(model: onnx.ModelProto, seed: int) -> dict[str, NDArray]:
     rng = np.random.default_rng(seed)
-    made = {}
-    for value in model.graph.input:
-        shape = [d.dim_value or BATCH for d in value.type.tensor_type.shape.dim]
-        made[value.name] = rng.standard_normal(shape).astype(np.float32)
-    return made
+    shapes = {p.key: [int(d) for d in p.value.split()] for p in model.metadata_props}
+    return {
+        value.name: rng.standard_normal(shapes[value.name]).astype(np.float32)
+        for value in model.graph.input
+    }
 
 
-def random_plan(analysis: Analysis, random: Random) -> Plan | None:
-    """Random units of random groups; one time in five also of groups that are not exact."""
-    inexact = random.random() < 0.2
+def random_plan(model: ir.Model, random: Random) -> Plan | None:
+    """Random units of random groups, sometimes a whole block; every fifth time what is
+    only cut when asked for: the width under a norm, an axis of an output.
+    """
+    inexact, outputs = random.random() < 0.2, random.random() < 0.2
+    analysis = analyse(model, allow_outputs=outputs)
+    for group in analysis.groups:
+        assert group.removable or group.frozen or not group.exact or not group.weights, group.name
     keep: dict[str, tuple[int, ...]] = {}
     for group in analysis.groups:
         fits = group.removable or (inexact and group.weights and not group.frozen)
         if fits and group.size > max(1, group.atom.at_least) and random.random() < 0.8:
             count = random.randint(max(1, group.atom.at_least), group.size - 1)
             keep[group.name] = tuple(sorted(random.sample(range(group.size), count)))
-    return make_plan(analysis, keep, allow_inexact=inexact) if keep else None
+    blocks = [b.name for b in find_blocks(analysis.model)] if random.random() < 0.2 else []
+    blocks = random.sample(blocks, min(1, len(blocks)))
+    if not keep and not blocks:
+        return None
+    plan = make_plan(analysis, keep, allow_inexact=inexact, allow_outputs=outputs)
+    return replace(plan, blocks=tuple(blocks))
 
 
 def difference(got: Outputs, wanted: Outputs) -> float:
@@ -100,8 +110,7 @@ def judge(seed: int) -> Outcome:
         return Outcome(refused="the dense network overflows")
     model = ir.from_proto(proto)
     before = fingerprint(model)
-    analysis = analyse(model)
-    plan = random_plan(analysis, Random(seed))
+    plan = random_plan(model, Random(seed))
     if plan is None:
         return Outcome()
     cut, refused = attempt(remove, model, plan)
@@ -110,11 +119,11 @@ def judge(seed: int) -> Outcome:
     onnx.checker.check_model(cut, full_check=True)
     got = run(cut, feeds)
     masked, refused = attempt(mask, model, plan)
-    if masked is None:  # some norms over cut units have no twin
-        assert plan.allow_inexact, refused
+    if masked is None:  # some norms over cut units have no twin, nor dynamic outputs
+        assert plan.allow_inexact or plan.allow_outputs, refused
         return Outcome(refused=refused)
     assert fingerprint(model) == before, "the input model was changed"
-    return Outcome(cut=len(plan.keep), error=difference(got, run(masked, feeds)))
+    return Outcome(cut=len(plan.keep) + len(plan.blocks), error=difference(got, run(masked, feeds)))
 
 
 def attempt(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from secateur.graph_passes.axes.axis_map import AxisMap
-from secateur.graph_passes.axes.expression import Keep, indices
+from secateur.graph_passes.axes.expression import Keep, indices, leaves
 from secateur.graph_passes.axes.relations import (
     AXIS_RULES,
     OUT,
@@ -86,11 +86,11 @@ def conv_group(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     group = node.attributes.get_int("group", 1)
     if group == 1:
         return
-    kept = len(indices(axes.expr(node, Port(0, 1)), keep))
-    if node.op_type == "ConvTranspose":
-        kept = len(indices(axes.expr(node, Port(OUT, 1)), keep))
+    both = axes.expr(node, Port(OUT if node.op_type == "ConvTranspose" else 0, 1))
+    if not any(atom in keep for atom in leaves(both)):
+        return  # neither groups nor what is inside one
     per_group = len(indices(axes.expr(node, Port(1, 1)), keep))
-    node.attributes["group"] = ir.AttrInt64("group", kept // per_group)
+    node.attributes["group"] = ir.AttrInt64("group", len(indices(both, keep)) // per_group)
 
 
 @AXIS_RULES.register("ConvTranspose")
