@@ -18,7 +18,14 @@ from secateur.graph_passes.axes import AxisMap, Expr, analyse_axes, size
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of, raise_opset
 from secateur.graph_passes.prepare import prepare
 from secateur.graph_passes.restore import Dropped, Restorer
-from secateur.graph_passes.selection.budget import Budget, Kept, Tokens, keep, protect
+from secateur.graph_passes.selection.budget import (
+    Budget,
+    Kept,
+    Tokens,
+    count_valid,
+    keep,
+    protect,
+)
 from secateur.graph_passes.selection.checks import check_regions
 from secateur.graph_passes.selection.emit import Emitter, named
 from secateur.graph_passes.selection.flow import readers
@@ -189,7 +196,7 @@ def _select(chosen: Chosen, versions: Versions, regions: Regions, pointers: Poin
     context = signals.Context(emit, regions, site, cut.value, tokens)
     given = signals.build(context, required_signals(selection.graph))
     score = splice(emit, selection.graph, given)
-    score = protect(emit, score, selection.budget.protected)
+    score = protect(emit, score, tokens, selection.budget.protected)
     score = pointers.protect(score, tokens.length)
     if tokens.valid is not None:
         padding = emit.number(-np.inf, ir.DataType.FLOAT)
@@ -205,12 +212,13 @@ def _tokens(site: Site, versions: Versions, regions: Regions) -> Tokens:
     """Return what the selection starts from: the last one's tokens, or all that are valid."""
     if versions.kept:
         last = versions.kept[-1]
-        return Tokens(last.length, last.valid, last.counts)
+        return Tokens(last.length, last.valid, last.counts, None)
     found = validity(versions.emit, regions, site)
-    if found is not None:
-        versions.valid_source = found.source
     length = tokens_before(versions.emit, regions)
-    return Tokens(length, None if found is None else found.valid, None)
+    if found is None:
+        return Tokens(length, None, None, None)
+    versions.valid_source = found.source
+    return count_valid(versions.emit, length, found.valid)
 
 
 def _bias(emit: Emitter, site: str) -> ir.Value:

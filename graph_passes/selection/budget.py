@@ -24,12 +24,17 @@ class Budget:
         is_input: Whether the number is an int64 input of the graph, ``<site>.permille`` or
             ``<site>.k``, so that one engine serves every ratio; else a constant.
         protected: Leading tokens that always stay, at least 1.
+        width: How many slots the batch gets: as the ``longest`` sample needs, computed from
+            data, or as a sample without padding would need (``padded``), computed from
+            shapes alone. TensorRT tunes kernels for shapes that it can infer and takes 1
+            for others, so that ``padded`` is the better one there; results are equal.
     """
 
     kind: Literal["permille", "count"] = "permille"
     default: int = 600
     is_input: bool = True
     protected: int = 1
+    width: Literal["longest", "padded"] = "longest"
 
     def __post_init__(self) -> None:
         top = _PER_MILLE if self.kind == "permille" else None
@@ -78,20 +83,37 @@ class Tokens:
     Attributes:
         length: (1,) int64, N.
         valid: (B, N) bool; None where every token is.
-        counts: (B, 1) int64 valid tokens per sample, where they are known already.
+        counts: (B, 1) int64 valid tokens per sample; None where ``valid`` is.
+        ranks: (B, N) int64, how many valid tokens stand up to here; None where the valid
+            tokens of every sample stand in front.
     """
 
     length: ir.Value
     valid: ir.Value | None
     counts: ir.Value | None
+    ranks: ir.Value | None
 
 
-def protect(emit: Emitter, score: ir.Value, protected: int) -> ir.Value:
-    """Put the protected prefix above all tokens (+inf)."""
+def count_valid(emit: Emitter, length: ir.Value, valid: ir.Value) -> Tokens:
+    """Return the tokens of a batch with padding on either side."""
+    ones = emit.op("Cast", valid, to=ir.DataType.INT64.value)
+    counts = emit.op("ReduceSum", ones, emit.ints(1), keepdims=1)
+    axis = emit.constant(np.array(1, dtype=np.int64))
+    return Tokens(length, valid, counts, emit.op("CumSum", ones, axis))
+
+
+def protect(emit: Emitter, score: ir.Value, tokens: Tokens, protected: int) -> ir.Value:
+    """Put the first valid tokens of each sample above all others (+inf).
+
+    Counting valid ones alone, a sample that is padded on the left keeps what it keeps alone.
+    """
+    highest = emit.number(np.inf, ir.DataType.FLOAT)
+    if tokens.ranks is not None:
+        is_first = emit.op("LessOrEqual", tokens.ranks, emit.ints(protected))
+        return emit.op("Where", is_first, highest, score)
     last = emit.ints(np.iinfo(np.int64).max)
     rest = emit.op("Slice", score, emit.ints(protected), last, emit.ints(1))
-    ahead = emit.ints(0, protected, 0, 0)
-    return emit.op("Pad", rest, ahead, emit.number(np.inf, ir.DataType.FLOAT))
+    return emit.op("Pad", rest, emit.ints(0, protected, 0, 0), highest)
 
 
 def keep(emit: Emitter, score: ir.Value, tokens: Tokens, budget: Budget, site: str) -> Kept:
@@ -140,15 +162,15 @@ def _counts(
     """Return the kept tokens per sample (None: all alike) and K."""
     amount = _amount(emit, budget, site)
     protected = emit.ints(budget.protected)
-    if tokens.valid is None:
-        wanted = _share(emit, tokens.length, amount) if budget.kind == "permille" else amount
-        return None, _clamped(emit, wanted, protected, tokens.length)
     available = tokens.counts
     if available is None:
-        ones = emit.op("Cast", tokens.valid, to=ir.DataType.INT64.value)
-        available = emit.op("ReduceSum", ones, emit.ints(1), keepdims=1)
+        wanted = _share(emit, tokens.length, amount) if budget.kind == "permille" else amount
+        return None, _clamped(emit, wanted, protected, tokens.length)
     wanted = _share(emit, available, amount) if budget.kind == "permille" else amount
     counts = emit.op("Min", emit.op("Max", wanted, protected), available)
+    if budget.width == "padded":
+        full = _share(emit, tokens.length, amount) if budget.kind == "permille" else amount
+        return counts, _clamped(emit, full, protected, tokens.length)
     widest = emit.op("ReduceMax", counts, emit.ints(0), keepdims=0)
     # at least 1: a batch of nothing but padding must not make an empty sequence
     return counts, emit.op("Min", emit.op("Max", widest, emit.ints(1)), tokens.length)

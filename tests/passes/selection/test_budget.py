@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tests.passes.selection.models import Variant, build
-from tests.passes.selection.reference import choose, positions, relative_error, run
+from tests.passes.selection.reference import choose, relative_error, run
 from tests.passes.selection.support import (
     TOLERANCE,
     amounts,
@@ -77,17 +77,17 @@ def test_a_sample_in_a_batch_equals_the_sample_alone(signal: str) -> None:
             np.testing.assert_array_equal(kept[kept >= 0], alone[f"{site(at)}.kept"][0])
 
 
-def test_padding_on_the_left_is_never_kept() -> None:
-    variant = Variant(mask="causal", extra="positions", pool="mask")
-    model = insert(build(variant), selections((0, 1), "keys"))
-    fed = feeds(variant, RAGGED)
-    fed["mask"] = np.ascontiguousarray(fed["mask"][:, ::-1])
-    want = expect(variant, (0, 1), fed, signal="keys", permille=(600, 600), protected=1)
-    got = run(model, fed | amounts((0, 1), (600, 600)))
-    for at in (0, 1):
-        for row, mask in zip(got[f"{site(at)}.kept"], fed["mask"], strict=True):
-            assert mask[row[row >= 0]].all()
-    assert got[f"{site(0)}.kept"].shape == positions(want.kept[0]).shape
+def test_a_sample_padded_on_the_left_equals_the_sample_alone() -> None:
+    model = insert(build(MASKED), selections((0, 1), "keys"))
+    fed, share = feeds(MASKED, RAGGED), amounts((0, 1), (600, 600))
+    turned = {k: np.ascontiguousarray(v[:, ::-1]) for k, v in fed.items()}
+    together = run(model, turned | share)
+    for b, length in enumerate(RAGGED):
+        alone = run(model, {k: v[b : b + 1, -length:] for k, v in turned.items()} | share)
+        assert relative_error(together["y"][b], alone["y"][0]) < TOLERANCE
+        kept = together[f"{site(1)}.kept"][b]
+        start = max(RAGGED) - length
+        np.testing.assert_array_equal(kept[kept >= 0] - start, alone[f"{site(1)}.kept"][0])
 
 
 def test_a_sample_of_nothing_but_padding_does_no_harm_to_others() -> None:
@@ -140,3 +140,24 @@ def test_share_is_rounded_up_in_integers() -> None:
     model = insert(build(MASKED), selections((0,)))
     got = run(model, feeds(MASKED, (10,)) | amounts((0,), (501,)))
     assert got[f"{site(0)}.kept"].shape == (1, 6)
+
+
+@pytest.mark.parametrize("kind", ["permille", "count"])
+def test_width_from_shapes_alone_gives_the_same_results(kind: str) -> None:
+    fed = feeds(MASKED, RAGGED)
+    share = amounts((0, 1), (500, 500) if kind == "permille" else (5, 3), _unit(kind))
+    longest = insert(build(MASKED), selections((0, 1), budget=Budget(kind, 500)))
+    padded = insert(build(MASKED), selections((0, 1), budget=Budget(kind, 500, width="padded")))
+    assert not any(node.op_type == "ReduceMax" for node in padded.graph.node)
+    for rows in (slice(None), slice(1, 3)):  # the second batch has no sample as long as it is
+        part = {k: v[rows] for k, v in fed.items()}
+        want, got = run(longest, part | share), run(padded, part | share)
+        assert relative_error(got["y"], want["y"]) < TOLERANCE
+        for at in (0, 1):
+            one, other = got[f"{site(at)}.kept"], want[f"{site(at)}.kept"]
+            np.testing.assert_array_equal(one[:, : other.shape[1]], other)
+            assert (one[:, other.shape[1] :] == -1).all()
+
+
+def _unit(kind: str) -> str:
+    return "permille" if kind == "permille" else "k"

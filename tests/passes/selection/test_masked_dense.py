@@ -10,7 +10,9 @@ from tests.passes.selection.reference import dense, relative_error, run
 from tests.passes.selection.support import (
     TOLERANCE,
     amounts,
+    assert_selects_like,
     check,
+    expect,
     feeds,
     insert,
     selections,
@@ -128,3 +130,28 @@ def test_a_computed_position_is_followed(permille: tuple[int, int]) -> None:
     weights = {i.name: numpy_helper.to_array(i) for i in dense_model.graph.initializer}
     want = hidden[np.arange(3), at] @ weights["head.weight"] + weights["head.bias"]
     assert relative_error(got["y"], want) < TOLERANCE
+
+
+LEFT = {
+    "bool": Variant(pool="mask"),
+    "additive": Variant(pool="mask", mask="additive"),
+    "arithmetic": Variant(pool="mask", mask="legacy", opset=17),
+    "pairs": Variant(pool="mask", mask="pairs"),
+    "causal": Variant(pool="mask", mask="causal", extra="positions"),
+    "replaced": Variant(pool="mask", mask="where"),
+    "fused": Variant(pool="mask", form="fused", opset=23),
+    "fused, additive": Variant(pool="mask", form="fused", opset=23, mask="additive"),
+    "mean": Variant(pool="mean"),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_padding_on_the_left(name: str) -> None:
+    """Empty slots point at the last token, which is a real one here: only validity hides it."""
+    variant = LEFT[name]
+    model = insert(build(variant), selections((0, 1), "keys"))
+    fed = feeds(variant, RAGGED)
+    fed["mask"] = np.ascontiguousarray(fed["mask"][:, ::-1])
+    want = expect(variant, (0, 1), fed, signal="keys", permille=(700, 600))
+    got = run(model, fed | amounts((0, 1), (700, 600)))
+    assert_selects_like(got, want, (0, 1))
