@@ -18,7 +18,7 @@ from secateur.graph_passes.plan import make_plan
 from secateur.graph_passes.removal import remove
 
 Shapes = Mapping[str, Sequence[int]]
-_HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1]>\n'
+_HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1, "local" : 1]>\n'
 
 
 def network(text: str, weights: Shapes, constants: Mapping[str, object] | None = None,
