@@ -108,8 +108,6 @@ def _inserted_axes(node: ir.Node) -> list[int] | None:
     """Return the size-1 axes that an identity GatherND adds, None when it is another one."""
     if node.op_type != "GatherND" or node.attributes.get_int("batch_dims", 0) != 0:
         return None
-    if node.outputs[0].is_graph_output():
-        return None
     source, index = node.inputs
     out = node.outputs[0].shape
     concat = None if index is None else index.producer()
@@ -117,15 +115,17 @@ def _inserted_axes(node: ir.Node) -> list[int] | None:
         return None
     if concat.op_type != "Concat" or len(concat.inputs) != len(source.shape):
         return None
-    places = []
-    for dim, part in zip(source.shape, concat.inputs, strict=True):
-        place = _range_axis(part, dim, len(out))
-        if place is None or out[place] != dim:
-            return None
-        places.append(place)
-    added = [axis for axis in range(len(out)) if axis not in places]
-    ordered = places == sorted(set(places))
-    return added if ordered and all(out[axis] == 1 for axis in added) else None
+    places = [
+        _range_axis(part, dim, len(out))
+        for dim, part in zip(source.shape, concat.inputs, strict=True)
+    ]
+    known = [place for place in places if place is not None]
+    whole = len(known) == len(places) and known == sorted(set(known))
+    if not whole or any(out[p] != d for p, d in zip(known, source.shape, strict=True)):
+        return None
+    added = [axis for axis in range(len(out)) if axis not in known]
+    is_inner = not node.outputs[0].is_graph_output()
+    return added if is_inner and all(out[axis] == 1 for axis in added) else None
 
 
 def _range_axis(value: ir.Value | None, dim: int | ir.SymbolicDim, rank: int) -> int | None:
