@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from secateur.graph_passes.axes import Expr, Size, Sum, constant, leaves, node_name, show, size
-from secateur.graph_passes.axes.expression import concatenation
+from secateur.graph_passes.axes import Expr, Size, constant, leaves, node_name, show, size
 from secateur.graph_passes.axes.shape_values import SHAPE_SLOTS
 from secateur.graph_passes.selection.flow import descendants
 from secateur.graph_passes.selection.folds import check_folds
@@ -65,7 +64,7 @@ def _check_whole(regions: Regions) -> None:
     """Behind a cut the tokens stay one axis: no grid, no windows, no pieces but a prefix."""
     for node, _ in regions.in_region():
         for expr in _output(regions, node) or ():
-            if regions.bears(expr) and not (_contains(expr, regions) or _is_tail(expr, regions)):
+            if regions.bears(expr) and not (_contains(expr, regions) or regions.tail(expr)):
                 reason = f"it takes the token axis apart, into {show(expr)} among others"
                 raise refusal(regions, node, reason, _GRID_HINT)
 
@@ -74,14 +73,6 @@ def _contains(expr: Expr, regions: Regions) -> bool:
     """Tell whether the tokens stand in the product, whole."""
     n = len(regions.tokens)
     return any(expr[i : i + n] == regions.tokens for i in range(len(expr) - n + 1))
-
-
-def _is_tail(expr: Expr, regions: Regions) -> bool:
-    """Tell whether the axis is what a Slice leaves behind a prefix."""
-    if len(regions.tokens) != 1 or not isinstance(regions.tokens[0], Sum):
-        return False
-    terms = regions.tokens[0].terms
-    return any(expr == concatenation(terms[i:]) for i in range(1, len(terms)))
 
 
 def _check_counted(node: ir.Node | None, regions: Regions) -> None:

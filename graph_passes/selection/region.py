@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from secateur.errors import PreconditionError
-from secateur.graph_passes.axes import AxisMap, Expr, leaves, node_name, show, size
-from secateur.graph_passes.axes.expression import resolve
+from secateur.graph_passes.axes import AxisMap, Expr, Sum, leaves, node_name, show, size
+from secateur.graph_passes.axes.expression import concatenation, resolve
 from secateur.graph_passes.axes.shape_values import SHAPE_SLOTS
 from secateur.graph_passes.selection.flow import reads_shape_only
 
@@ -93,6 +93,22 @@ class Regions:
     def is_tokens(self, expr: Expr) -> bool:
         """Tell whether an axis is the token axis, whole and alone."""
         return expr == self.tokens
+
+    def tail(self, expr: Expr) -> int | None:
+        """Return how many leading tokens the axis lacks: 0 for all of them, None for others."""
+        if expr == self.tokens:
+            return 0
+        if len(self.tokens) != 1 or not isinstance(self.tokens[0], Sum):
+            return None
+        terms, lacking = self.tokens[0].terms, 0
+        for i in range(1, len(terms)):
+            length = size(terms[i - 1])
+            if not isinstance(length, int):
+                return None
+            lacking += length
+            if expr == concatenation(terms[i:]):
+                return lacking
+        return None
 
     def edge(self, node: ir.Node, slot: int) -> int:
         """Return the region that input ``slot`` of ``node`` comes from."""

@@ -134,7 +134,7 @@ def _may_broadcast(crossing: Crossing, regions: Regions) -> bool:
         if exprs is None or regions.edge(node, slot) != crossing.region:
             continue
         if len(exprs) >= len(crossing.exprs) and all(
-            regions.is_tokens(exprs[axis])
+            exprs[axis] == crossing.exprs[axis]
             for axis in range(-len(crossing.exprs), 0)
             if regions.bears(crossing.exprs[axis])
         ):

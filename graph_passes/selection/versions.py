@@ -91,12 +91,27 @@ class Versions:
             self._made[key] = self.emit.unsqueeze(valid, others)
         return self._made[key]
 
-    def gather(self, value: ir.Value, region: int) -> ir.Value:
-        """(B, N, ...) -> (B, K, ...) with the kept positions that open ``region``."""
-        key = ("index", region)
+    def gather(self, value: ir.Value, region: int, lacking: int = 0) -> ir.Value:
+        """(B, N, ...) -> (B, K, ...) with the kept positions that open ``region``.
+
+        ``lacking`` leading tokens, all protected, are not in the value.
+        """
+        key = ("index", region, lacking)
         if key not in self._made:
-            self._made[key] = self.emit.unsqueeze(self.kept[region - 1].index, (2,))
+            self._made[key] = self.emit.unsqueeze(self._index(region, lacking), (2,))
         return self.emit.op("GatherND", value, self._made[key], batch_dims=1)
+
+    def _index(self, region: int, lacking: int) -> ir.Value:
+        """Return the (B, K) positions, counted without the leading tokens that lack."""
+        index = self.kept[region - 1].index
+        if not lacking:
+            return index
+        key = ("positions", region, lacking)
+        if key not in self._made:
+            emit, end = self.emit, self.emit.ints(np.iinfo(np.int64).max)
+            rest = emit.op("Slice", index, emit.ints(lacking), end, emit.ints(1))
+            self._made[key] = emit.op("Sub", rest, emit.ints(lacking))
+        return self._made[key]
 
     def neutralise(self, value: ir.Value, rank: int, region: int, neutral: Neutral) -> ir.Value:
         """Write the neutral element into slots that hold no token."""
@@ -233,7 +248,7 @@ class Versions:
         """Gather along every token axis, one selection after the other."""
         exprs = want.padded
         for axis, expr in enumerate(exprs):
-            if self._regions.bears(expr) and not self._regions.is_tokens(expr):
+            if self._regions.bears(expr) and self._regions.tail(expr) is None:
                 reason = f"axis {axis} of {want.value.name!r} is made of tokens and more"
                 raise refusal(self._regions, want.reader, reason)
         before = self.get(replace(want, region=want.region - 1, neutral=None))
@@ -245,40 +260,47 @@ class Versions:
         for axis, expr in enumerate(exprs):
             if not self._regions.bears(expr):
                 continue
+            place = _Place(axis, units, want.region, self._regions.tail(expr) or 0)
             if is_batched:
-                before = self._per_sample(before, axis, units, want.region)
+                before = self._per_sample(before, place)
             else:
-                before = self._per_batch(before, axis, units, want.region)
+                before = self._per_batch(before, place)
                 is_batched, units[0] = True, False
         return before
 
-    def _per_sample(
-        self, value: ir.Value, axis: int, units: Sequence[bool], region: int
-    ) -> ir.Value:
-        """Gather axis ``axis`` of (B, ..., N, ...) with each sample's own positions."""
-        between = list(range(1, axis))
-        if all(units[i] for i in between):
+    def _per_sample(self, value: ir.Value, at: _Place) -> ir.Value:
+        """Gather one axis of (B, ..., N, ...) with each sample's own positions."""
+        between = list(range(1, at.axis))
+        if all(at.units[i] for i in between):
             reduced = self.emit.squeeze(value, between)
-            return self.emit.unsqueeze(self.gather(reduced, region), between)
-        rest = [i for i in range(1, len(units)) if i != axis]
-        perm = [0, axis, *rest]
-        gathered = self.gather(self.emit.transpose(value, perm), region)
+            return self.emit.unsqueeze(self.gather(reduced, at.region, at.lacking), between)
+        rest = [i for i in range(1, len(at.units)) if i != at.axis]
+        perm = [0, at.axis, *rest]
+        gathered = self.gather(self.emit.transpose(value, perm), at.region, at.lacking)
         return self.emit.transpose(gathered, [int(i) for i in np.argsort(perm)])
 
-    def _per_batch(
-        self, value: ir.Value, axis: int, units: Sequence[bool], region: int
-    ) -> ir.Value:
-        """Gather axis ``axis`` of (1, ..., N, ...), which every sample shares: (B, ..., K, ...)."""
-        index = self.kept[region - 1].index
+    def _per_batch(self, value: ir.Value, at: _Place) -> ir.Value:
+        """Gather one axis of (1, ..., N, ...), which samples share: (B, ..., K, ...)."""
+        index, axis = self._index(at.region, at.lacking), at.axis
         leading = list(range(axis))
-        if all(units[i] for i in leading):
+        if all(at.units[i] for i in leading):
             flat = self.emit.squeeze(value, leading)
             return self.emit.unsqueeze(self.emit.op("Gather", flat, index, axis=0), leading[1:])
         rows = self.emit.squeeze(value, (0,))
         picked = self.emit.op("Gather", rows, index, axis=axis - 1)
         # axes are now 1 .. axis-1, batch, tokens, the rest
-        perm = [axis - 1, *range(axis - 1), *range(axis, len(units))]
+        perm = [axis - 1, *range(axis - 1), *range(axis, len(at.units))]
         return self.emit.transpose(picked, perm)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One token axis of a value: which axes are of size 1, which tokens it lacks in front."""
+
+    axis: int
+    units: list[bool]
+    region: int
+    lacking: int
 
 
 __all__ = ["Versions", "Want"]

@@ -29,7 +29,8 @@ class Variant:
         pool: class, mask (masked mean), mean, rest (mean of tokens 1 on), last, argmax, tokens,
             divided (sum over the number of tokens), flat (Reshape over tokens).
         extra: none, positions (made from Shape in every layer), rotary, bias (1, H, N, N),
-            rows (N, D), window (a convolution over tokens), normalised (over tokens).
+            rows (N, D), patches (rows for all but the first), window (a convolution over
+            tokens), normalised (over tokens).
         tokens: fixed number of tokens, 0 for a dynamic axis.
         sizes: how Reshape targets are spelled: copy (0), constant, shape.
         opset: 17 to 23.
@@ -182,6 +183,8 @@ def _block(w: Writer, x: str, mask: str, layer: int) -> str:
             "rows", w.rng.standard_normal((w.variant.tokens, D)).astype(np.float32)
         )
         x = w.op("Add", x, "rows")
+    if w.variant.extra == "patches":
+        x = _patches(w, x)
     if w.variant.extra == "window" and layer == 2:
         x = _window(w, x)
     if w.variant.extra == "normalised" and layer == 2:
@@ -200,6 +203,16 @@ def _block(w: Writer, x: str, mask: str, layer: int) -> str:
 def _positions(w: Writer, x: str, name: str) -> str:
     at = w.op("Range", w.const(0), w.op("Squeeze", w.size(x, 1)), w.const(1))
     return w.op("Add", x, w.op("Gather", w.weight(f"{name}.places", PLACES, D), at, axis=0))
+
+
+def _patches(w: Writer, x: str) -> str:
+    """Something is added to all tokens but the first, as rotary embedding is to patches."""
+    one, end = w.const([1]), w.const([2**63 - 1])
+    n = w.variant.tokens
+    rows = w.rng.standard_normal((1, n - 1, D)).astype(np.float32)
+    first = w.op("Slice", x, w.const([0]), one, one)
+    rest = w.op("Add", w.op("Slice", x, one, end, one), w.const(rows, np.float32))
+    return w.op("Concat", first, rest, axis=1)
 
 
 def _window(w: Writer, x: str) -> str:

@@ -64,6 +64,7 @@ FIXED = {
     "com.microsoft attention": Variant(mask="none", tokens=8, sizes="copy", form="microsoft"),
     "bias for all samples": Variant(mask="none", tokens=8, extra="bias"),
     "a parameter per token, without batch axis": Variant(mask="none", tokens=8, extra="rows"),
+    "a parameter per patch": Variant(mask="none", tokens=8, extra="patches"),
     "as many tokens as a head is wide": Variant(mask="bool", tokens=8, sizes="constant"),
     "as many tokens as the model is wide": Variant(mask="none", tokens=16, sizes="constant"),
 }
