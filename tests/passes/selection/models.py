@@ -26,8 +26,8 @@ class Variant:
         scale: where 1/sqrt(Dh) stands: query, after, both.
         key: late (B, H, N, Dh) transposed, direct (perm 0 2 3 1), merged (B*H, Dh, N).
         norm: post or pre.
-        pool: class, mask (masked mean), mean, rest (mean of tokens 1 on), last, argmax, tokens,
-            divided (sum over the number of tokens), flat (Reshape over tokens).
+        pool: class, mask (masked mean), mean, max, sum, rest (mean of tokens 1 on), last,
+            argmax, tokens, divided (sum over the number of tokens), flat (Reshape over tokens).
         extra: none, positions (made from Shape in every layer), rotary, bias (1, H, N, N),
             rows (N, D), patches (rows for all but the first), window (a convolution over
             tokens), normalised (over tokens).
@@ -49,6 +49,7 @@ class Variant:
     layers: int = 3
     guard: bool = False
     half: bool = False
+    unmasked_from: int = 99
 
 
 class Writer:
@@ -120,7 +121,7 @@ def write(variant: Variant) -> tuple[onnx.ModelProto, dict[str, str]]:
     mask = _mask(w, x)
     for layer in range(variant.layers):
         w.scope = f"encoder.layer.{layer}"
-        x = _block(w, x, mask, layer)
+        x = _block(w, x, mask if layer < variant.unmasked_from else "", layer)
         w.names[f"hidden.{layer}"] = x
     w.scope = "head"
     out, shape = _pool(w, x)
@@ -322,7 +323,7 @@ def _turned_keys(w: Writer, k: str) -> str:
 
 def _masked(w: Writer, s: str, mask: str) -> str:
     kind = w.variant.mask
-    if kind == "none":
+    if not mask:
         return s
     if kind == "where":
         return w.op("Where", mask, s, w.number(w.low))
@@ -331,14 +332,17 @@ def _masked(w: Writer, s: str, mask: str) -> str:
     return w.op("Add", s, w.op("Where", mask, w.number(0.0), w.number(w.low)))
 
 
+_REDUCTIONS = {"mean": "ReduceMean", "max": "ReduceMax", "sum": "ReduceSum"}
+
+
 def _pool(w: Writer, x: str) -> tuple[str, list[int | str]]:
     pool, one = w.variant.pool, w.const([1])
     if pool == "tokens":
         return x, ["batch", w.variant.tokens or "tokens", D]
-    if pool in ("class", "last"):
+    if pool in _REDUCTIONS:
+        x = w.op(_REDUCTIONS[pool], x, one, keepdims=0)
+    elif pool in ("class", "last"):
         x = w.op("Gather", x, w.const(0 if pool == "class" else -1), axis=1)
-    elif pool == "mean":
-        x = w.op("ReduceMean", x, one, keepdims=0)
     elif pool == "rest":
         rest = w.op("Slice", x, one, w.const([2**63 - 1]), one)
         x = w.op("ReduceMean", rest, one, keepdims=0)

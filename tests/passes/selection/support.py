@@ -158,9 +158,9 @@ def _head(
     else:
         counted = alive.copy()
         counted[:, 0] &= variant.pool != "rest"
-        pooled = np.stack(
-            [rows[which].mean(axis=0) for rows, which in zip(hidden, counted, strict=True)]
-        )
+        fold = {"max": np.max, "sum": np.sum}.get(variant.pool, np.mean)
+        pairs = zip(hidden, counted, strict=True)
+        pooled = np.stack([fold(rows[which], axis=0) for rows, which in pairs])
     weights = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     return pooled @ weights["head.weight"] + weights["head.bias"]
 

@@ -37,6 +37,13 @@ WRITINGS = {
     "targets that copy": Variant(sizes="copy"),
     "masked mean": Variant(pool="mask"),
     "mean without a mask": Variant(pool="mean"),
+    "last block without a mask": Variant(unmasked_from=2),
+    "last block without a mask, fused": Variant(unmasked_from=2, form="fused", opset=23),
+    "last block without a mask, com.microsoft": Variant(
+        unmasked_from=2, form="microsoft", sizes="copy"
+    ),
+    "maximum without a mask": Variant(pool="max"),
+    "sum without a mask": Variant(pool="sum"),
     "fused attention": Variant(form="fused", opset=23),
     "fused attention, mask for every pair": Variant(form="fused", opset=23, mask="pairs"),
     "fused attention, additive mask": Variant(form="fused", opset=23, mask="additive"),
