@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -22,11 +23,16 @@ class ParameterName:
 
     ``transpose`` is the permutation that turns the parameter into the initialiser, None
     where it is stored as it is; ``names`` has more than one entry where the exporter merged
-    parameters of equal value.
+    parameters of equal value. ``buffers`` are those of the names that are not trained, ``unsaved``
+    those that are in no state dict, ``tied`` the groups of them that are one tensor in the
+    module, not just equal.
     """
 
     names: tuple[str, ...]
     transpose: tuple[int, ...] | None
+    buffers: tuple[str, ...] = ()
+    unsaved: tuple[str, ...] = ()
+    tied: tuple[tuple[str, ...], ...] = ()
 
     def as_json(self) -> dict[str, object]:
         """Return the record that is written into the file."""
@@ -36,6 +42,12 @@ class ParameterName:
         }
         if len(self.names) > 1:
             record["names"] = list(self.names)
+        if self.buffers:
+            record["buffers"] = list(self.buffers)
+        if self.unsaved:
+            record["unsaved"] = list(self.unsaved)
+        if self.tied:
+            record["tied"] = [list(names) for names in self.tied]
         return record
 
 
@@ -55,13 +67,27 @@ def parameter_names(model: ir.Model, net: nn.Module) -> dict[str, ParameterName]
     for name, tensor in tensors.items():
         if name not in found:
             _match(name, tensor, [initialisers[i] for i in by_size[_key(tensor)]], found)
-    return found
+    saved = net.state_dict().keys()
+    return {name: _described(entry, tensors, saved) for name, entry in found.items()}
 
 
 def record(model: ir.Model, names: dict[str, ParameterName]) -> None:
     """Write the map into the model's metadata."""
     entries = {name: entry.as_json() for name, entry in names.items()}
     model.metadata_props[METADATA_KEY] = json.dumps(entries, sort_keys=True)
+
+
+def _described(
+    entry: ParameterName, tensors: Mapping[str, Tensor], saved: Container[str]
+) -> ParameterName:
+    """Add which of the names are buffers, which are saved, and which are one tensor."""
+    same: dict[int, list[str]] = defaultdict(list)
+    for name in entry.names:
+        same[id(tensors[name])].append(name)
+    buffers = tuple(n for n in entry.names if not isinstance(tensors[n], nn.Parameter))
+    tied = tuple(tuple(names) for names in same.values() if len(names) > 1)
+    unsaved = tuple(name for name in buffers if name not in saved)
+    return replace(entry, buffers=buffers, unsaved=unsaved, tied=tied)
 
 
 def _match(
@@ -71,7 +97,7 @@ def _match(
     array = _bits(tensor)
     for value in candidates:
         stored = _stored_bits(value)
-        permutation = _permutation(array, stored)
+        permutation = permutation_between(array, stored)
         if permutation is None:
             continue
         transpose = None if permutation == tuple(range(array.ndim)) else permutation
@@ -84,7 +110,7 @@ def _match(
             return
 
 
-def _permutation(array: np.ndarray, stored: np.ndarray) -> tuple[int, ...] | None:
+def permutation_between(array: np.ndarray, stored: np.ndarray) -> tuple[int, ...] | None:
     """Return the axes order that turns ``array`` into ``stored``; the identity first."""
     if array.dtype != stored.dtype:
         return None
@@ -130,4 +156,4 @@ def _comparable(array: np.ndarray) -> np.ndarray:
     return array
 
 
-__all__ = ["METADATA_KEY", "ParameterName", "parameter_names", "record"]
+__all__ = ["METADATA_KEY", "ParameterName", "parameter_names", "permutation_between", "record"]

@@ -21,6 +21,7 @@ from secateur.export import (
     parameter_names,
     simplify,
     torchlib_cache,
+    trainable,
     verify,
 )
 from secateur.export.dimension_names import Dynamic
@@ -34,7 +35,12 @@ logger = logging.getLogger(__name__)
 
 
 def from_torch(
-    net: nn.Module, inputs: dict[str, Tensor], dynamic: Dynamic, *, opset: int = 20
+    net: nn.Module,
+    inputs: dict[str, Tensor],
+    dynamic: Dynamic,
+    *,
+    opset: int = 20,
+    for_training: bool = False,
 ) -> ir.Model:
     """Export ``net`` and prove the result equal to it at two other shapes.
 
@@ -49,6 +55,8 @@ def from_torch(
         dynamic: which axes may vary, ``{input: {axis: dimension name}}``; the same name
             means the same size.
         opset: ai.onnx version of the result, 18 to 24.
+        for_training: keep what training needs and inference does not: batch norms as nodes
+            of their own, not folded into the convolution before them, and biases of zero.
 
     Raises:
         BadInputError: inputs that do not fit, or a declared dimension that the model fixes.
@@ -59,7 +67,9 @@ def from_torch(
     with _evaluation_mode(net), torch.no_grad():
         example = _at_least_two(inputs, dynamic)
         program, names = _capture(net, example, dynamic)
-        model = _translate(net, program, example, opset)
+        parameters = frozenset(name for name, _ in net.named_parameters())
+        with trainable.kept(parameters) if for_training else contextlib.nullcontext():
+            model = _translate(net, program, example, opset)
         dimension_names.rename(model, names)
         dimension_names.check(model, dynamic)
         dimension_names.check_outputs(model, dimension_names.output_dims(program, names))

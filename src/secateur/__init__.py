@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         remove,
         select,
         session,
+        to_torch,
     )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "remove",
     "select",
     "session",
+    "to_torch",
 ]
 
 

@@ -43,6 +43,7 @@ def from_torch(
     dynamic: dict[str, dict[int, str]],
     *,
     opset: int = 20,
+    for_training: bool = False,
 ) -> ir.Model:
     """Export a module and compare it with ONNX Runtime at two other shapes.
 
@@ -51,6 +52,7 @@ def from_torch(
         inputs: example inputs by argument name.
         dynamic: axes that vary, ``{"input_ids": {0: "batch", 1: "tokens"}}``.
         opset: of the result, 18 to 24.
+        for_training: keep batch norms and zero biases, for a model that ``to_torch`` will train.
 
     Raises:
         BadInputError: inputs that do not fit, or a declared dimension that the model fixes.
@@ -58,7 +60,7 @@ def from_torch(
     """
     from secateur.export import torch_export
 
-    return torch_export.from_torch(net, inputs, dynamic, opset=opset)
+    return torch_export.from_torch(net, inputs, dynamic, opset=opset, for_training=for_training)
 
 
 def from_onnx(path: str | Path) -> ir.Model:
@@ -66,6 +68,20 @@ def from_onnx(path: str | Path) -> ir.Model:
     from secateur.export import onnx_file
 
     return onnx_file.from_onnx(path)
+
+
+def to_torch(model: ir.Model) -> nn.Module:
+    """Turn a model, pruned or not, into a module with trainable parameters.
+
+    Parameters have the names and shapes of the module that was exported. For training from
+    scratch, or with batch norms, export with ``from_torch(..., for_training=True)``.
+
+    Raises:
+        PreconditionError: an op that cannot be run with torch, named with its node.
+    """
+    from secateur.export import to_torch as graph_module
+
+    return graph_module.to_torch(model)
 
 
 def analyse(model: ir.Model) -> Analysis:
@@ -248,4 +264,5 @@ __all__ = [
     "remove",
     "select",
     "session",
+    "to_torch",
 ]
