@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -46,6 +47,12 @@ def print_line(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def short_path(path: Path) -> str:
+    """A path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 class Steps:
     """Tells on stderr what is going on: a spinner, then a line with the seconds it took."""
 
@@ -74,4 +81,4 @@ def _cell(item: object) -> Any:  # noqa: ANN401 (rich takes text or a renderable
     return Text(f"{item:.3g}" if isinstance(item, float) else str(item))
 
 
-__all__ = ["Steps", "print_json", "print_line", "print_table", "stdout"]
+__all__ = ["Steps", "print_json", "print_line", "print_table", "short_path", "stdout"]

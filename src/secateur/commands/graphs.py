@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from secateur.commands.console import Steps, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from secateur.workflow.pruning import Pruned
 
 
 def export(model: str, output: Path, /, *, opset: int = 20, json: bool = False) -> None:
@@ -168,7 +171,6 @@ def prune(
     json
         Print a JSON document instead of tables.
     """
-    from secateur.workflow.arrays import save_text
     from secateur.workflow.pruning import prune_graph, read_plan
     from secateur.workflow.recipe_file import removal_from
     from secateur.workflow.sources import load_model
@@ -182,28 +184,31 @@ def prune(
         loaded = load_model(model)
     with steps.step("remove and prove"):
         pruned = prune_graph(loaded.graph, (wanted,), plan=given, plan_only=plan_only)
-    save_text(output.with_suffix(".plan.json"), pruned.plan.to_json())
-    if not plan_only:
-        from secateur.export.onnx_file import save
-
-        save(pruned.model, output)
+    files = _save_pruned(pruned, output, plan_only=plan_only)
     if json:
-        print_json({"plan": str(output.with_suffix(".plan.json")), "proofs": pruned.proof_records})
-        return
-    print_table(
-        "removed",
-        ("layer", "what", "kept>", "of>"),
-        [(r.layer, r.what, len(r.kept), r.units) for r in pruned.removed],
-    )
-    if pruned.proofs:
-        rows = [
-            (p.inputs, p.output, f"{p.relative_error:.1e}", f"{p.bound:.0e}") for p in pruned.proofs
-        ]
-        print_table(
-            "removed graph == dense graph with those units neutral",
-            ("inputs", "output", "relative error>", "bound>"),
-            rows,
-        )
+        print_json({"files": files, "proofs": pruned.proof_records})
+    else:
+        _print_pruned(pruned)
+        print_line(f"wrote {', '.join(files)}")
+
+
+def _save_pruned(pruned: Pruned, output: Path, *, plan_only: bool) -> list[str]:
+    """Write the plan, and the model unless only the plan was asked for."""
+    from secateur.export.onnx_file import save
+    from secateur.workflow.arrays import save_text
+
+    plan = output.with_suffix(".plan.json")
+    save_text(plan, pruned.plan.to_json())
+    models = () if plan_only else save(pruned.model, output)
+    return [str(plan), *map(str, models)]
+
+
+def _print_pruned(pruned: Pruned) -> None:
+    from secateur.commands.tables import print_proofs
+
+    rows = [(r.layer, r.what, len(r.kept), r.units) for r in pruned.removed]
+    print_table("removed", ("layer", "what", "kept>", "of>"), rows)
+    print_proofs(pruned.proofs)
 
 
 def select(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from secateur.commands.console import Steps, print_json, print_line, print_table
+from secateur.commands.console import Steps, print_json, print_line, print_table, short_path
 
 if TYPE_CHECKING:
     from secateur.recipe import Recipe
@@ -28,21 +28,24 @@ def deploy(recipe: Path, /, *, output: Path | None = None, json: bool = False) -
 
     checked = load_recipe(recipe)  # before the imports below, which take seconds
     from secateur.commands.tables import print_agreements, print_bench, print_checks, print_proofs
+    from secateur.workflow.deploy import bundle_path
     from secateur.workflow.deploy import deploy as deploy_recipe
 
     if output is not None:
         checked = checked.model_copy(update={"output": output.resolve()})
     text = recipe.read_text(encoding="utf-8")
     results = deploy_recipe(checked, text, progress=Steps(quiet=json))
+    bundle = bundle_path(checked)
     if json:
-        print_json({**results.to_dict(), "bundle": str(checked.output)})
+        print_json({**results.to_dict(), "bundle": str(bundle)})
     else:
         print_proofs(results.proofs)
         print_checks(results.checks)
         print_agreements(results.agreements)
         print_bench(results.bench)
-        print_line(f"bundle  {checked.output}")
-        print_line(f"report  {checked.output}/report.html")
+        print_line(f"bundle  {short_path(bundle)}")
+        if bundle.is_dir():
+            print_line(f"report  {short_path(bundle / 'report.html')}")
     return _missed(checked, results)
 
 

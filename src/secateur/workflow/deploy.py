@@ -89,7 +89,7 @@ def deploy(recipe: Recipe, recipe_text: str, *, progress: Progress) -> Results:
         ParityError: a proof or a comparison failed; no bundle is written.
         BuildError: a builder refused.
     """
-    with new_bundle(_output(recipe)) as draft:
+    with new_bundle(bundle_path(recipe)) as draft:
         work = _make(recipe, progress)
         _place_models(draft, recipe, work)
         results = _describe(recipe, work)
@@ -102,7 +102,8 @@ def deploy(recipe: Recipe, recipe_text: str, *, progress: Progress) -> Results:
     return results
 
 
-def _output(recipe: Recipe) -> Path:
+def bundle_path(recipe: Recipe) -> Path:
+    """Where a recipe's bundle goes."""
     return recipe.output or Path("build") / recipe.name
 
 
@@ -168,8 +169,8 @@ def _describe(recipe: Recipe, work: Work) -> Results:
         environment=environment(),
         commands=(
             f"secateur deploy {names.RECIPE_NAME}",
-            f"secateur parity {_output(recipe).name}",
-            f"secateur bench {_output(recipe).name}",
+            f"secateur parity {bundle_path(recipe).name}",
+            f"secateur bench {bundle_path(recipe).name}",
         ),
     )
 
@@ -227,7 +228,7 @@ def _verify(
         samples=found.samples,
         warnings=warnings,
     )
-    _stop_unless_equal(done, _output(recipe))
+    _stop_unless_equal(done, bundle_path(recipe))
     return done, verified.level
 
 
@@ -290,4 +291,4 @@ def _write(draft: Draft, recipe: Recipe, recipe_text: str, work: Work, results: 
     )
 
 
-__all__ = ["Progress", "Silent", "Work", "deploy"]
+__all__ = ["Progress", "Silent", "Work", "bundle_path", "deploy"]

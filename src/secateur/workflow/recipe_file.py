@@ -217,7 +217,7 @@ def _unknown_names(recipe: Recipe) -> Iterator[Mistake]:
 def _resolve(recipe: Recipe, folder: Path) -> Recipe:
     changes: dict[str, Any] = {
         "model": _resolve_source(recipe.model, folder),
-        "output": folder / (recipe.output or Path("build") / recipe.name),
+        "output": (folder / (recipe.output or Path("build") / recipe.name)).resolve(),
     }
     if recipe.plan is not None:
         changes["plan"] = folder / recipe.plan
