@@ -19,18 +19,27 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Two workers; a file stays on one of them, with the exports that its tests share.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 demo: $(READY)
 	$(BIN)/secateur deploy examples/minilm/recipe.yaml
 
-# The zoo file (SECATEUR_ZOO) builds its models with these. torchvision comes without its
-# dependencies: it would pull a second torch. ZOO takes options, e.g. ZOO='--shard 1/8'.
-zoo: $(READY)
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.29.2
-	$(BIN)/pip install -q --disable-pip-version-check transformers -c constraints.txt
-	$(BIN)/python tests/zoo/run.py $(ZOO)
+# The zoo file (SECATEUR_ZOO) builds its models with timm and torchvision. torchvision comes
+# without its dependencies, since it would pull a second torch, and both live in an environment
+# of their own on top of .venv, since transformers does not load beside a torchvision that
+# belongs to another torch. ZOO takes options, e.g. ZOO='--shard 1/8'.
+ZOO_VENV := build/zoo-venv
+
+$(ZOO_VENV)/.ready: $(READY)
+	$(PYTHON) -m venv $(ZOO_VENV)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')')" > $$($(ZOO_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/on_top_of.pth
+	$(ZOO_VENV)/bin/pip install -q --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.29.2
+	touch $@
+
+zoo: $(ZOO_VENV)/.ready
+	$(ZOO_VENV)/bin/python tests/zoo/run.py $(ZOO)
 
 oracles: $(READY)
 	$(BIN)/python -m pytest tests/oracles
