@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,11 @@ def _prove(
 ) -> tuple[Proof, ...]:
     """Raise ParityError unless the removal equals the masking, on data and on random inputs."""
     proofs = removal_proof(dense, small, plan, batches or made_up_batches(dense))
+    if not batches:
+        proofs = tuple(
+            replace(proof, inputs="made up") if proof.inputs == "user" else proof
+            for proof in proofs
+        )
     failed = [proof for proof in proofs if not proof.passed]
     if not failed:
         return proofs
