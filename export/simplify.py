@@ -147,9 +147,8 @@ def _range_axis(value: ir.Value | None, dim: int | ir.SymbolicDim, rank: int) ->
         return None
     if counted is None or counted.shape is None or value is None or value.shape is None:
         return None
-    if not _has_rank(counted, rank):  # an Expand further inside, which may add an axis
-        return None
-    if list(value.shape) != [dim]:
+    # an Expand further inside may have added an axis
+    if not _has_rank(counted, rank) or list(value.shape) != [dim]:
         return None
     long = [axis for axis, size in enumerate(counted.shape) if size != 1]
     return long[0] if len(long) == 1 and counted.shape[long[0]] == dim else None
