@@ -10,7 +10,9 @@ transposed, merged or tied initialiser was, which fine-tuning and loading a stat
 from __future__ import annotations
 
 import inspect
+import keyword
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -59,8 +61,9 @@ def to_torch(model: ir.Model) -> nn.Module:
     batch statistics and Dropout drops; what the exporter folded away (dropout, and a batch norm
     folded into its convolution unless exported ``for_training``) does not come back.
 
-    Inputs go by position or by name, of any batch and length that the graph takes. One output
-    is returned as a tensor, several as a dict by name.
+    Inputs go by position or by name (``a.b`` also as ``a_b``), of any batch and length that the
+    graph takes; an input that has a default value keeps it. One output is returned as a
+    tensor, several as a dict by name.
 
     Raises:
         PreconditionError: an op that has no entry in ``TORCH_OPS``, named with its node.
@@ -112,7 +115,7 @@ class GraphModule(nn.Module):
             return self.run(_feeds(self._program.inputs, args, kwargs))
 
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        names = ("self", *self._program.inputs)
+        names = ("self", *map(_argument, self._program.inputs))
         forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [inspect.Parameter(name, kind) for name in names]
         )
@@ -145,13 +148,22 @@ class GraphModule(nn.Module):
         return source
 
 
+def _argument(name: str) -> str:
+    """Spell an input's name as Python can: ``layer.0.permille`` is ``layer_0_permille``."""
+    spelt = re.sub(r"\W", "_", name)
+    is_taken = keyword.iskeyword(spelt) or spelt == "self" or not spelt.isidentifier()
+    return f"_{spelt}" if is_taken else spelt
+
+
 def _feeds(
     names: Sequence[str], args: Sequence[Tensor], kwargs: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """Name the positional inputs; every input has to be given once."""
+    own = {_argument(name): name for name in names}
+    by_name = {own.get(name, name): tensor for name, tensor in kwargs.items()}
     by_position = dict(zip(names, args, strict=False))
-    feeds = {**by_position, **kwargs}
-    if len(args) > len(names) or by_position.keys() & kwargs.keys() or set(feeds) != set(names):
+    feeds = {**by_position, **by_name}
+    if len(args) > len(names) or by_position.keys() & by_name.keys() or set(feeds) != set(names):
         raise BadInputError(
             "the inputs do not fit the graph's",
             got=f"{len(args)} by position, {', '.join(kwargs) or 'none'} by name",

@@ -327,3 +327,24 @@ def test_an_op_without_an_entry_is_refused_with_its_node():
     next(node for node in model.graph if node.op_type == "Mystery").name = "the_strange_one"
     with pytest.raises(PreconditionError, match=r"custom:Mystery.*\n.*the_strange_one"):
         sc.to_torch(model)
+
+
+def test_an_input_whose_name_python_cannot_spell_goes_by_either_name():
+    model = ir.from_onnx_text(GRAPH.replace("OP", "Sub"))
+    model.graph.inputs[0].name, model.graph.inputs[1].name = "layer.0.x", "class"
+    net, x, y = sc.to_torch(model), torch.rand(2, 3), torch.rand(2, 3)
+    for found in (net(layer_0_x=x, _class=y), net(**{"layer.0.x": x, "class": y}), net(x, y)):
+        torch.testing.assert_close(found["d"], x - y)
+
+
+def test_a_model_that_drops_tokens_runs_with_torch():
+    exported = export("bert")
+    choice = sc.Select("inner.encoder.layer.0", by="class_row", keep=0.5)
+    selecting = sc.select(exported.whole, [choice])
+    inputs = {**exported.inputs, "inner.encoder.layer.0.permille": torch.tensor([600])}
+    found = sc.to_torch(selecting)(**inputs)
+    hidden, kept = verify.run(selecting, {name: x.numpy() for name, x in inputs.items()}).values()
+    assert kept.shape[1] < exported.inputs["input_ids"].shape[1]
+    first, positions = found.values()
+    assert relative_error(first, hidden) < BOUND
+    assert (positions.numpy() == kept).all()
