@@ -69,7 +69,7 @@ def train_prune_tune(digits: Digits, options: argparse.Namespace, folder: Path) 
     shipped = export(net)  # batch norms folded into the convolutions
     whole = accuracy(shipped, digits, folder)
     print(f"{'train, prune, tune':<20}  dense   pruned  tuned   latency of {BATCH} images")
-    for importance in CRITERIA:
+    for importance in options.by:
         pruned = halved(dense, importance)
         small = sc.to_torch(pruned)
         tuned = export(fit(small, digits, epochs=options.tune, rate=5e-3))
@@ -89,7 +89,7 @@ def prune_train(digits: Digits, options: argparse.Namespace, folder: Path) -> No
     torch.manual_seed(0)
     untrained = export(DigitsCNN().eval(), for_training=True)
     print(f"{'prune, train':<20}  accuracy  parameters")
-    models = {"dense": untrained} | {name: halved(untrained, name) for name in CRITERIA}
+    models = {"dense": untrained} | {name: halved(untrained, name) for name in options.by}
     for name, model in models.items():
         net = fit(sc.to_torch(model), digits, epochs=options.epochs)
         score = accuracy(export(net), digits, folder)
@@ -103,6 +103,7 @@ PARTS = {"tune": train_prune_tune, "init": prune_train}
 def main() -> None:
     parser = argparse.ArgumentParser(description="half a CNN on digits, pruned and trained")
     parser.add_argument("part", nargs="*", default=list(PARTS), help="tune, init, or both")
+    parser.add_argument("--by", nargs="*", default=list(CRITERIA), help="what ranks the channels")
     parser.add_argument("--epochs", type=int, default=15, help="of training")
     parser.add_argument("--tune", type=int, default=5, help="epochs of fine-tuning")
     parser.add_argument("--pairs", type=int, default=20, help="timed runs of each model")

@@ -19,7 +19,7 @@ import secateur as sc
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="heads of the digits ViT, pruned and tuned")
-    parser.add_argument("--epochs", type=int, default=20, help="of training")
+    parser.add_argument("--epochs", type=int, default=12, help="of training")
     parser.add_argument("--tune", type=int, default=4, help="epochs of fine-tuning")
     parser.add_argument("--ratio", type=float, default=0.5, help="share of the heads that goes")
     parser.add_argument("--importance", default="random", help="what ranks the heads")
