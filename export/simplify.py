@@ -130,12 +130,26 @@ def _inserted_axes(node: ir.Node) -> list[int] | None:
 
 def _range_axis(value: ir.Value | None, dim: int | ir.SymbolicDim, rank: int) -> int | None:
     """Return the axis along which ``value`` counts 0, 1, ... up to ``dim``."""
+    found = _range_behind(value, rank)
+    if found is None:
+        return None
+    length, counted = found
+    # an Expand further inside may have added an axis
+    if counted.shape is None or not _has_rank(counted, rank) or length != [dim]:
+        return None
+    long = [axis for axis, size in enumerate(counted.shape) if size != 1]
+    return long[0] if len(long) == 1 and counted.shape[long[0]] == dim else None
+
+
+def _range_behind(
+    value: ir.Value | None, rank: int
+) -> tuple[list[int | ir.SymbolicDim], ir.Value] | None:
+    """Return the shape of the Range under Unsqueeze and Expand, and the index that it makes."""
     counted: ir.Value | None = None
     while value is not None and (node := value.producer()) is not None:
         if node.op_type == "Range":
-            if not _counts_from_zero(node):
-                return None
-            break
+            known = counted is not None and value.shape is not None and _counts_from_zero(node)
+            return (list(value.shape or ()), counted) if known and counted is not None else None
         if node.op_type not in {"Unsqueeze", "Expand"}:
             return None
         if node.op_type == "Unsqueeze" and counted is None and _has_rank(node.inputs[0], rank):
@@ -143,15 +157,7 @@ def _range_axis(value: ir.Value | None, dim: int | ir.SymbolicDim, rank: int) ->
         value = node.inputs[0]
         if counted is not None and node.op_type == "Expand":
             counted = value
-    else:
-        return None
-    if counted is None or counted.shape is None or value is None or value.shape is None:
-        return None
-    # an Expand further inside may have added an axis
-    if not _has_rank(counted, rank) or list(value.shape) != [dim]:
-        return None
-    long = [axis for axis, size in enumerate(counted.shape) if size != 1]
-    return long[0] if len(long) == 1 and counted.shape[long[0]] == dim else None
+    return None
 
 
 def _counts_from_zero(node: ir.Node) -> bool:

@@ -192,8 +192,8 @@ def _count(site: TokenSite, eligible: Tensor) -> Tensor:
 
 def _merit(score: Tensor, eligible: Tensor, protected: int) -> Tensor:
     """Scores with protected tokens at +inf and tokens that cannot be kept at -inf."""
-    position = torch.arange(score.shape[1])
-    return score.masked_fill(position < protected, torch.inf).masked_fill(~eligible, -torch.inf)
+    first = eligible.cumsum(dim=1) <= protected  # the first valid ones, also behind padding
+    return score.masked_fill(first, torch.inf).masked_fill(~eligible, -torch.inf)
 
 
 def _top(merit: Tensor, count: Tensor) -> Tensor:

@@ -153,8 +153,8 @@ def choose(score: Tensor, valid: Tensor, keep: Keep) -> Selection:
             next_step="check the model's weights and inputs for NaN or overflow",
         )
     n_tokens = score.shape[1]
-    position = torch.arange(n_tokens, device=score.device)
-    rank = score.float().masked_fill(position < keep.protected, torch.inf)
+    first = valid.cumsum(dim=1) <= keep.protected  # the first valid ones, also behind padding
+    rank = score.float().masked_fill(first, torch.inf)
     rank = rank.masked_fill(~valid, -torch.inf)
     share = (valid.sum(dim=1) * keep.permille + 999) // 1000
     counts = share.clamp(min=min(keep.protected, n_tokens))
