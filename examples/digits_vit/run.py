@@ -95,7 +95,7 @@ def show(dense: Variant, variant: Variant, digits: Digits, pairs: int) -> None:
     """One line: accuracy, and latency next to that of the dense model in the same run."""
     right = variant.predictions(digits.test_images.numpy()) == digits.test_labels.numpy()
     cells = [f"{variant.name:<16}{100 * right.mean():6.1f} %"]
-    for batch in BATCHES if variant is not dense else ():
+    for batch in BATCHES if variant is not dense and pairs else ():
         models = dense.bench_model(batch), variant.bench_model(batch)
         case = BenchCase(variant.name, batch, TOKENS, *models)
         row = interleaved(case, BenchOptions(processes=1, pairs=pairs))
@@ -125,7 +125,7 @@ def compare_with_own_logic(net: DigitsViT, tokens: Variant, digits: Digits) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description="a small ViT on digits, trained and pruned")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--pairs", type=int, default=20, help="timed runs of each model")
+    parser.add_argument("--pairs", type=int, default=20, help="timed runs of each model; 0: none")
     options = parser.parse_args()
     digits, started = load_digits(), time.perf_counter()
     net = train(digits, epochs=options.epochs)

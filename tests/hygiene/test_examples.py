@@ -31,7 +31,7 @@ def test_three_passes_run_in_a_graphsurgeon_script(root, tmp_path):
 
 @pytest.mark.slow
 def test_the_digits_example_agrees_with_a_model_that_drops_tokens_itself(root):
-    """One epoch: what is learnt does not matter here, only that both drop the same tokens."""
-    printed = _run(root, "examples/digits_vit/run.py", "--epochs", "1", "--pairs", "3")
+    """Untrained: what is learnt does not matter here, only that both drop the same tokens."""
+    printed = _run(root, "examples/digits_vit/run.py", "--epochs", "0", "--pairs", "0")
     assert "agrees on 360 of 360" in printed
     assert "exports to the same operators" in printed
