@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-_CORE = {"secateur.registry", "secateur.errors", "secateur.import_guard"}
+_CORE = {"secateur.registry", "secateur.errors", "secateur.import_guard", "secateur.units"}
 _LIBRARIES = {"models", "export", "graph_passes", "runtime", "calibration"}
 
 # layer -> the layers below it that it may import; the core is open to everybody.
@@ -16,6 +16,8 @@ _BELOW: dict[str, set[str]] = {
     "registry": set(),
     "errors": set(),
     "import_guard": set(),
+    "units": set(),
+    "units": set(),
     "models": set(),
     "export": {"models"},
     "graph_passes": set(),
