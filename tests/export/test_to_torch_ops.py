@@ -365,3 +365,23 @@ def test_bfloat16_weights_stay_bfloat16():
     value.const_value = ir.Tensor(halves, name="x1")
     (weight,) = sc.to_torch(model).parameters()
     assert weight.dtype == torch.bfloat16
+
+
+def test_a_fully_masked_row_gives_no_nan_gradient():
+    """As torch exports it: the NaN of such a row is replaced by 0 right behind the softmax."""
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[2,3] x, float[2,3] mask) => (float[2,3] y)
+    <float[3] w = {1.0, 2.0, 3.0}, float zero = {0.0}> {
+      scores = Mul(x, w)
+      masked = Add(scores, mask)
+      shares = Softmax(masked)
+      empty = IsNaN(shares)
+      y = Where(empty, zero, shares)
+    }"""
+    net = sc.to_torch(ir.from_onnx_text(text))
+    mask = torch.tensor([[-torch.inf] * 3, [0.0, 0.0, -torch.inf]])
+    found = net(torch.rand(2, 3), mask)
+    assert found[0].tolist() == [0, 0, 0]
+    found[:, 0].sum().backward()
+    assert net.w.grad.isfinite().all()
+    assert net.w.grad.abs().max() > 0
