@@ -26,7 +26,9 @@ class Ranking:
 
 
 def plan(model: ir.Model | Analysis, role: str, allocation: Allocation, ranking: Ranking) -> Plan:
-    """Choose which units of a role stay: ``heads``, ``ffn``, ``channels``.
+    """Choose which units of a role stay: ``heads``, ``ffn``, ``channels``, ...
+
+    The residual width can go too; its removal is renormalised, which the plan says.
 
     Raises:
         BadInputError: the model has no removable group of the role, or the criterion gives
@@ -35,7 +37,8 @@ def plan(model: ir.Model | Analysis, role: str, allocation: Allocation, ranking:
     analysis = model if isinstance(model, Analysis) else analyse(model)
     groups = removable(analysis, role)
     context = Context(analysis, groups, ranking.data, ranking.seed)
-    return make_plan(analysis, allocate(rank(ranking.importance, context), allocation))
+    keep = allocate(rank(ranking.importance, context), allocation)
+    return make_plan(analysis, keep, allow_inexact=not all(group.exact for group in groups))
 
 
 def combine(analysis: Analysis, plans: Sequence[Plan]) -> Plan:
@@ -53,13 +56,17 @@ def combine(analysis: Analysis, plans: Sequence[Plan]) -> Plan:
 
 
 def removable(analysis: Analysis, role: str) -> tuple[Group, ...]:
-    """Groups of a role whose units can be removed exactly.
+    """Groups of a role whose units can be removed: exactly, but for the residual width.
 
     Raises:
         BadInputError: there is none; the message says which roles there are and what is in
             the way of this one.
     """
-    groups = tuple(group for group in analysis.by_role(role) if group.removable)
+    groups = tuple(
+        group
+        for group in analysis.by_role(role)
+        if group.removable or (role == "residual" and group.weights and not group.frozen)
+    )
     if groups:
         return groups
     reasons = [

@@ -104,7 +104,8 @@ def plan(
 
     Args:
         groups: what ``analyse`` returned.
-        what: a role, ``heads`` or ``ffn``.
+        what: a role: ``heads``, ``query_heads``, ``head_width``, ``ffn``, ``channels``,
+            ``experts``, or ``residual``, whose removal is renormalised.
         ratio: share of the units that goes, in (0, 1).
         importance: the criterion that ranks them; ``secateur methods`` lists them.
         data: batches, for criteria that look at activations.

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from secateur.units import Unit
+
 SCHEMA_VERSION: Literal[1] = 1
 
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -89,7 +91,7 @@ class Data(_Strict):
 class Removal(_Strict):
     """One kind of unit to remove when the engine is built."""
 
-    what: Literal["heads", "ffn"]
+    what: Unit
     ratio: Share
     """Share of the units that goes, as in 0.25 of the heads."""
     importance: str = "l2"

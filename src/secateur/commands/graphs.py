@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from secateur.commands.console import Steps, print_json, print_line, print_table
+from secateur.units import Unit
 
 if TYPE_CHECKING:
     from secateur.workflow.pruning import Pruned
@@ -137,7 +138,7 @@ def prune(
     output: Path,
     /,
     *,
-    what: Literal["heads", "ffn"] = "heads",
+    what: Unit = "heads",
     ratio: float = 0.25,
     importance: str = "l2",
     scope: Literal["local", "global"] = "local",
@@ -146,7 +147,7 @@ def prune(
     plan_only: bool = False,
     json: bool = False,
 ) -> None:
-    """Remove heads or FFN channels, prove the result, and write model and plan.
+    """Remove heads, channels or experts, prove the result, and write model and plan.
 
     Parameters
     ----------
@@ -155,7 +156,7 @@ def prune(
     output
         The .onnx file to write; the plan goes beside it as OUTPUT.plan.json.
     what
-        Which units go.
+        Which units go; a cut of the residual width is renormalised, not exact.
     ratio
         Share of the units that goes, between 0 and 1.
     importance
