@@ -18,7 +18,7 @@ Heads = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Sizes of the model; the defaults train in about a minute on two cores."""
+    """Sizes of the model; the defaults train in less than two minutes on one core."""
 
     side: int = 8
     width: int = 64

@@ -45,6 +45,7 @@ def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 def train(digits: Digits, epochs: int = 30, seed: int = 0) -> DigitsViT:
     """Train with AdamW and one cycle of the learning rate; 0 epochs leave it at random."""
+    torch.set_num_threads(1)  # the products are so small that a second thread mostly waits
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = DigitsViT()
