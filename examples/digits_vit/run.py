@@ -2,8 +2,8 @@
 
     python examples/digits_vit/run.py
 
-Everything happens here: training (less than two minutes on one core), export, removal of a quarter of
-the heads with proof, token selection after two blocks, accuracy on held-out digits and latency,
+Everything happens here: training (less than two minutes on one core), export, removal of a quarter
+of the heads with proof, token selection after two blocks, accuracy on held-out digits and latency,
 dense and pruned interleaved, in ONNX Runtime on the CPU.
 """
 
