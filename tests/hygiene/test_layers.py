@@ -17,7 +17,6 @@ _BELOW: dict[str, set[str]] = {
     "errors": set(),
     "import_guard": set(),
     "units": set(),
-    "units": set(),
     "models": set(),
     "export": {"models"},
     "graph_passes": set(),
