@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from secateur.errors import BadInputError
+from secateur.export.marker_translation import without_markers
 from secateur.export.onnx_file import save
 from secateur.runtime.onnxruntime import OnnxRuntime
 
@@ -27,7 +28,7 @@ def observe(
     """
     with TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "observed.onnx"
-        save(with_outputs(model, names), path)
+        save(without_markers(with_outputs(model, names)), path)
         with OnnxRuntime().session(path) as run:
             for batch in data:
                 yield batch, run(batch)

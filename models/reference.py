@@ -23,6 +23,7 @@ from secateur.models.reference_selection import (
     SiteRun,
     TokenSite,
     attention_signals,
+    left_heads,
     select,
 )
 from secateur.models.select_tokens import Keep
@@ -226,10 +227,11 @@ def _own_selections(tokens: _Tokens) -> Iterator[None]:
         eligible = tokens.eligible(
             site, signals.get("valid", hidden.new_ones(hidden.shape[:2]).bool())
         )
-        available = {"hidden": hidden, **signals, "valid": eligible}
         own = TokenSite(site, by, "permille", share.permille, share.protected)
+        asked = tokens.sites.get(site, own)
+        available = {"hidden": hidden, **left_heads(asked, signals), "valid": eligible}
         tokens.drop(
-            tokens.sites.get(site, own),
+            asked,
             lambda name: build(available, [name])[name],
             eligible,
         )

@@ -5,7 +5,7 @@ Written a second time on purpose: the graph passes have their own, and parity co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -15,6 +15,8 @@ from torch import Tensor
 from secateur.errors import BadInputError
 from secateur.models.selectors import resolve_selector
 from secateur.models.token_mode import Attention
+
+_PER_HEAD = frozenset({"q", "k", "v", "keys", "values"})
 
 
 class Selector(Protocol):
@@ -130,14 +132,30 @@ def attention_signals(
     return signal
 
 
+def left_heads(site: TokenSite, signals: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take removed heads out of signals by name: a mean over heads must not see them.
+
+    Args:
+        site: says which heads are left.
+        signals: those with a head axis are ``q``, ``k``, ``v``, ``keys`` and ``values``,
+            (B, H, N, Dh).
+    """
+    per_head = {name: x for name, x in signals.items() if name in _PER_HEAD}
+    if not per_head or not (site.heads or site.queries):
+        return dict(signals)
+    fewest = min(x.shape[1] for x in per_head.values())
+    most = max(x.shape[1] for x in per_head.values())
+    keys, queries = _left(site, fewest, most // fewest)
+    left = {name: x[:, queries if name == "q" else keys] for name, x in per_head.items()}
+    return {**signals, **left}
+
+
 def _left_heads(site: TokenSite, seen: Attention) -> Attention:
-    """Take removed heads out of the signals: a mean over heads must not see them."""
+    """The same for what an attention block was seen to read."""
     if not site.heads and not site.queries:
         return seen
     n_keys = seen.key.shape[1]
-    n_queries = seen.query.shape[1] // n_keys
-    keys = list(site.heads or range(n_keys))
-    queries = [k * n_queries + q for k in keys for q in site.queries or range(n_queries)]
+    keys, queries = _left(site, n_keys, seen.query.shape[1] // n_keys)
     return replace(
         seen,
         query=seen.query[:, queries],
@@ -145,6 +163,12 @@ def _left_heads(site: TokenSite, seen: Attention) -> Attention:
         value=None if seen.value is None else seen.value[:, keys],
         probabilities=seen.probabilities[:, queries],
     )
+
+
+def _left(site: TokenSite, n_keys: int, n_queries: int) -> tuple[list[int], list[int]]:
+    """Positions of the key heads and of the query heads that were not removed."""
+    keys = list(site.heads or range(n_keys))
+    return keys, [k * n_queries + q for k in keys for q in site.queries or range(n_queries)]
 
 
 def _class_row(seen: Attention, _hidden: Tensor, _valid: Tensor) -> Tensor:
@@ -225,4 +249,4 @@ def _margin(merit: Tensor, alive: Tensor, eligible: Tensor) -> Tensor:
     return (lowest - highest).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
-__all__ = ["Selector", "SiteRun", "TokenSite", "attention_signals", "select"]
+__all__ = ["Selector", "SiteRun", "TokenSite", "attention_signals", "left_heads", "select"]

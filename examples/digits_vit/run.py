@@ -21,14 +21,11 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import torch
-from model import Config, DigitsViT
+from model import DigitsViT
 from train import Digits, accuracy, load_digits, train
 
 import secateur as sc
 from secateur.export.onnx_file import save
-from secateur.export.selector_graph import Signature, trace
-from secateur.graph_passes.attention import Site
-from secateur.graph_passes.lowering import lower_markers
 from secateur.runtime.bench import BenchCase, BenchModel, BenchOptions, interleaved
 from secateur.workflow.counting import full_inputs
 from secateur.workflow.flops import count_flops
@@ -114,11 +111,9 @@ def compare_with_own_logic(net: DigitsViT, tokens: Variant, digits: Digits) -> N
     same = int((tokens.predictions(digits.test_images.numpy()) == expected).sum())
     print(f"a model that drops tokens in its own forward agrees on {same} of {len(expected)}")
 
-    def selector(by: str, site: Site, opset: int) -> ir.Model:
-        return trace(by, Signature(site.heads, site.head_dim, Config().width, opset=opset))
-
-    lowered = lower_markers(export(own), selector, expose_kept=True)
-    operators = [Counter(node.op_type for node in m.graph) for m in (lowered, tokens.model)]
+    operators = [
+        Counter(node.op_type for node in m.graph) for m in (sc.select(export(own)), tokens.model)
+    ]
     print(f"and exports to {'the same' if operators[0] == operators[1] else 'other'} operators")
 
 

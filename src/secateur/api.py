@@ -148,8 +148,10 @@ def prove(
     return removal_proof(original, removed, plan, data or made_up_batches(original))
 
 
-def select(model: ir.Model, selections: Sequence[Select]) -> ir.Model:
+def select(model: ir.Model, selections: Sequence[Select] = ()) -> ir.Model:
     """Let a model drop tokens at the given sites; the input stays as it is.
+
+    A model that calls ``secateur.models.select_tokens`` has its own sites: give none.
 
     Raises:
         BadInputError: no attention, an unknown site or selector.

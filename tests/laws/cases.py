@@ -78,6 +78,7 @@ _ELEMENTWISE = [
     Case("com.microsoft:FastGelu", (x(3, 4), c(4)), free=2),
     Case("com.microsoft:FastGelu", (x(3, 4),), free=2),
     Case("Dropout", (x(3, 4),), free=2),
+    Case("secateur:SelectTokens", (x(2, 3, 4),), free=3),
     Case("Dropout", (x(3, 4), c(values=0.5)), outputs=2, free=2),
     Case("CastLike", (x(3, 4), x(2, 5, dtype="float64")), free=4),
 ]  # fmt: skip

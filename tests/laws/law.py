@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from secateur.export.marker_translation import without_markers
 from secateur.graph_passes.axes import (
     REWRITES,
     Atom,
@@ -30,6 +31,7 @@ from secateur.graph_passes.axes import (
     size,
 )
 from secateur.graph_passes.axes.expression import factor_size, resolve
+from secateur.graph_passes.lowering import MARKER
 from secateur.graph_passes.prepare import prepare
 
 Keep = Mapping[Atom, NDArray[np.int64]]
@@ -123,6 +125,8 @@ def proto(case: Case, arrays: Sequence[NDArray | None]) -> onnx.ModelProto:
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
     graph = helper.make_graph([node], "case", inputs, outputs, constants)
     opsets = [helper.make_opsetid("", case.opset), helper.make_opsetid("com.microsoft", 1)]
+    if domain == MARKER[0]:
+        opsets.append(helper.make_opsetid(domain, 1))
     return helper.make_model(graph, opset_imports=opsets, ir_version=10 if case.opset < 23 else 11)
 
 
@@ -132,6 +136,8 @@ def run(case: Case, model: onnx.ModelProto, arrays: Sequence[NDArray | None]) ->
         for i, (array, given) in enumerate(zip(arrays, case.inputs, strict=True))
         if array is not None and given is not None and not given.constant
     }
+    if case.op == ":".join(MARKER):  # no backend knows it: it is lowered, or left out as here
+        model = ir.to_proto(without_markers(ir.from_proto(model)))
     if case.runtime == "reference":
         return list(ReferenceEvaluator(model).run(None, feeds))
     options = ort.SessionOptions()

@@ -34,7 +34,7 @@ def export(model: str, output: Path, /, *, opset: int = 20, json: bool = False) 
     steps = Steps(quiet=json)
     with steps.step(f"export {model}"):
         loaded = load_model(model, opset=opset)
-    files = [str(file) for file in save(loaded.graph, output)]
+    files = [str(file) for file in save(loaded.marked or loaded.graph, output)]
     names = [str(value.name) for value in loaded.graph.graph.inputs]
     if json:
         print_json({"files": files, "inputs": names, "nodes": loaded.graph.graph.num_nodes()})
@@ -184,7 +184,9 @@ def prune(
     with steps.step(f"open {model}"):
         loaded = load_model(model)
     with steps.step("remove and prove"):
-        pruned = prune_graph(loaded.graph, (wanted,), plan=given, plan_only=plan_only)
+        pruned = prune_graph(
+            loaded.marked or loaded.graph, (wanted,), plan=given, plan_only=plan_only
+        )
     files = _save_pruned(pruned, output, plan_only=plan_only)
     if json:
         print_json({"files": files, "proofs": pruned.proof_records})
@@ -217,7 +219,7 @@ def select(
     output: Path,
     /,
     *,
-    site: Annotated[tuple[str, ...], Parameter(negative=())],
+    site: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     by: str = "class_row",
     keep: float = 0.6,
     protected: int = 1,
@@ -232,7 +234,8 @@ def select(
     output
         The .onnx file to write.
     site
-        Attention block after which tokens go; may be given several times.
+        Attention block after which tokens go; may be given several times. A model that selects
+        tokens in its own forward has its sites, and needs none here.
     by
         Which selector ranks the tokens; secateur methods lists them.
     keep
@@ -242,6 +245,7 @@ def select(
     json
         Print a JSON document instead of a table.
     """
+    from secateur.errors import BadInputError
     from secateur.export.onnx_file import save
     from secateur.workflow.selecting import Select, select_tokens, selection_rows
     from secateur.workflow.sources import load_model
@@ -250,7 +254,14 @@ def select(
     wanted = [Select(site=name, by=by, keep=amount, protected=protected) for name in site]
     steps = Steps(quiet=json)
     with steps.step(f"open {model}"):
-        graph = load_model(model).graph
+        loaded = load_model(model)
+        graph = loaded.marked or loaded.graph
+    if not wanted and loaded.marked is None:
+        raise BadInputError(
+            "no site is given",
+            wanted="--site, an attention block after which tokens go",
+            next_step=f"secateur analyse {model}",
+        )
     with steps.step("insert the selections"):
         selected = select_tokens(graph, wanted)
     save(selected, output)

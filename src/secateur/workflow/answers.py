@@ -75,10 +75,10 @@ def check_bundle(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     model = from_onnx(opened.model)
     if isinstance(reference, ir.Model):
-        source = Source("", None, reference, None, {})
+        source = Source("", None, reference, None, None, {})
     else:
         dense = from_onnx(opened.file(DENSE_NAME)) if DENSE_NAME in opened else model
-        source = Source("", reference, dense, None, {})
+        source = Source("", reference, dense, None, None, {})
     plan = recorded_plan(model)
     if plan is not None and source.graph is model:
         raise BadInputError(

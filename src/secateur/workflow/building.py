@@ -10,6 +10,9 @@ import onnx_ir as ir
 from pydantic import ValidationError
 
 from secateur.errors import BadInputError
+from secateur.export.marker_translation import without_markers
+from secateur.export.onnx_file import from_onnx
+from secateur.graph_passes.lowering import MARKER, has_markers
 from secateur.recipe import Profile
 from secateur.runtime.bundle import MODEL_NAME, is_bundle
 from secateur.runtime.bundle_writer import Draft, new_bundle, revised_bundle
@@ -19,7 +22,9 @@ from secateur.runtime.profiles import profiles_from_dimensions
 from secateur.runtime.sites import sites_from_metadata
 from secateur.runtime.targets import parse_target
 from secateur.workflow import shipping
+from secateur.workflow.pruning import recorded_plan
 from secateur.workflow.results import Artefact
+from secateur.workflow.selecting import select_tokens
 
 
 def profile_from(low: str, usual: str, high: str) -> Profile:
@@ -70,7 +75,7 @@ def build_bundle(
             )
         with revised_bundle(model) as draft:
             return _build(draft, names, profile, optimisation)
-    read_outline(model)
+    outline = read_outline(model)
     if output is None:
         raise BadInputError(
             "a new bundle needs a place",
@@ -78,7 +83,10 @@ def build_bundle(
             next_step=f"secateur build {model} OUTPUT --target {names[0]}",
         )
     with new_bundle(output) as draft:
-        draft.place_model(MODEL_NAME, model)
+        if MARKER[1] in outline.operators:
+            _place(draft, from_onnx(model), dense=None)
+        else:
+            draft.place_model(MODEL_NAME, model)
         return _build(draft, names, profile, optimisation)
 
 
@@ -93,7 +101,7 @@ def bundle_model(
     """Write a new bundle around a graph; see ``secateur.build``."""
     names = [str(parse_target(target)) for target in targets]
     with new_bundle(path) as draft:
-        file = shipping.place_models(draft, model, dense)
+        file = _place(draft, model, dense)
         outline = read_outline(file)
         budgets = {site.budget.input for site in sites_from_metadata(outline.metadata)}
         inputs = [info for info in outline.inputs if info.name not in budgets]
@@ -101,6 +109,17 @@ def bundle_model(
         shipping.check_targets(file, spec, names)
         shipping.with_spec(draft, spec, file)
         return shipping.ship(draft, names, level=OPTIMISATION_LEVELS[-1])
+
+
+def _place(draft: Draft, model: ir.Model, dense: ir.Model | None) -> Path:
+    """Write a model; one that selects tokens in its own forward gets its selections now."""
+    if not has_markers(model):
+        return shipping.place_models(draft, model, dense)
+    if dense is None and recorded_plan(model) is None:
+        dense = model
+    return shipping.place_models(
+        draft, select_tokens(model, ()), None if dense is None else without_markers(dense)
+    )
 
 
 def _build(

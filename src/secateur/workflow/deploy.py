@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import onnx_ir as ir
 
 from secateur.errors import ParityError
+from secateur.export.marker_translation import without_markers
 from secateur.graph_passes.groups import Analysis, analyse
 from secateur.recipe import Recipe
 from secateur.runtime import bundle as names
@@ -73,7 +74,7 @@ class Work:
     @property
     def smaller(self) -> ir.Model:
         """The dense model without the removed units."""
-        return self.pruned.model if self.pruned else self.source.graph
+        return without_markers(self.pruned.model) if self.pruned else self.source.graph
 
 
 def deploy(recipe: Recipe, recipe_text: str, *, progress: Progress) -> Results:
@@ -108,7 +109,10 @@ def bundle_path(recipe: Recipe) -> Path:
 
 
 def _make(recipe: Recipe, progress: Progress) -> Work:
-    """Load, remove and prove, select."""
+    """Load, remove and prove, select.
+
+    A model that selects tokens itself keeps its markers through the removal.
+    """
     plan = read_plan(recipe.plan) if recipe.plan is not None else None
     with progress.step(f"load and export {recipe.model.source}"):
         source = load_model(
@@ -117,20 +121,21 @@ def _make(recipe: Recipe, progress: Progress) -> Work:
     samples = _samples(recipe, source)
     with progress.step("find what can be removed"):
         analysis = analyse(source.graph)
+    whole = source.marked or source.graph
     pruned = None
     if recipe.remove or plan is not None:
         with progress.step("remove, and prove it"):
             batches = _batches(recipe, samples)
-            pruned = prune_graph(source.graph, recipe.remove, plan=plan, batches=batches)
+            pruned = prune_graph(whole, recipe.remove, plan=plan, batches=batches)
         worst = max(proof.relative_error for proof in pruned.proofs)
         progress.note(f"smaller graph == masked dense graph, relative error {worst:.1e}")
-    smaller = pruned.model if pruned else source.graph
+    smaller = pruned.model if pruned else whole
     selections = [Select(**selection.model_dump()) for selection in recipe.select]
-    if not selections:
+    if not selections and source.marked is None:
         return Work(source, samples, analysis, pruned, source.graph, smaller)
     with progress.step("insert the token selections"):
         shipped = select_tokens(smaller, selections)
-        tokens_only = select_tokens(source.graph, selections)
+        tokens_only = select_tokens(whole, selections)
     return Work(source, samples, analysis, pruned, tokens_only, shipped)
 
 

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
+from secateur.export.marker_translation import without_markers
 from secateur.export.onnx_file import save
 from secateur.runtime.backend import Run
 from secateur.runtime.onnxruntime import OnnxRuntime
@@ -16,10 +17,13 @@ from secateur.runtime.onnxruntime import OnnxRuntime
 
 @contextmanager
 def open_model(model: ir.Model) -> Iterator[Run]:
-    """Yield ``run(arrays) -> outputs by name``; the graph runs as written, on the CPU."""
+    """Yield ``run(arrays) -> outputs by name``; the graph runs as written, on the CPU.
+
+    Markers of a model with its own selections pass all tokens on: this is the dense model.
+    """
     with TemporaryDirectory(prefix="secateur-") as folder:
         path = Path(folder) / "model.onnx"
-        save(model, path)
+        save(without_markers(model), path)
         with OnnxRuntime().session(path) as run:
             yield run
 

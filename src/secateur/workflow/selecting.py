@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from secateur.errors import BadInputError
 from secateur.graph_passes.attention import Site, find_sites, site_named
+from secateur.graph_passes.lowering import has_markers, lower_markers
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of
 from secateur.graph_passes.selection.budget import Budget
 from secateur.graph_passes.token_selection import Selection, insert_selections
@@ -56,16 +57,34 @@ class Select:
 def select_tokens(model: ir.Model, selections: Sequence[Select]) -> ir.Model:
     """Return a model that drops tokens at the given sites; the input stays as it is.
 
+    A model that selects tokens in its own forward has sites of its own: give none.
+
     Raises:
-        BadInputError: no attention, a site that the model lacks, an unknown selector.
+        BadInputError: no attention, a site that the model lacks, an unknown selector, sites
+            for a model that has its own.
         PreconditionError: a node behind a cut that tokens cannot be taken from.
     """
+    if has_markers(model):
+        if selections:
+            raise BadInputError(
+                "the model selects tokens in its own forward",
+                got=", ".join(one.site for one in selections),
+                wanted="no further sites",
+                next_step="its shares are inputs of the finished graph: set them there",
+            )
+        return lower_markers(model, _trace, expose_kept=True)
     sites = find_sites(model)
     made = [_selection(model, site_named(sites, one.site), one) for one in selections]
     return insert_selections(model, tuple(made))
 
 
 def _selection(model: ir.Model, site: Site, wanted: Select) -> Selection:
+    """What the pass inserts at a site."""
+    graph = _trace(wanted.by, site, max(SELECTION_OPSET, opset_of(model)))
+    return Selection(site.name, graph, wanted.amount, expose_kept=True)
+
+
+def _trace(by: str, site: Site, opset: int) -> ir.Model:
     """Trace the selector for the sizes that the site has."""
     from secateur.export.selector_graph import Signature, trace
 
@@ -77,10 +96,9 @@ def _selection(model: ir.Model, site: Site, wanted: Select) -> Selection:
         head_dim=site.head_dim,
         width=width,
         dtype=site.block.dtype or ir.DataType.FLOAT,
-        opset=max(SELECTION_OPSET, opset_of(model)),
+        opset=opset,
     )
-    graph = trace(wanted.by, signature)
-    return Selection(site.name, graph, wanted.amount, expose_kept=True)
+    return trace(by, signature)
 
 
 def selection_rows(model: ir.Model) -> tuple[SelectionRow, ...]:

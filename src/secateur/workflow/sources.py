@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
+from secateur.export.marker_translation import without_markers
 from secateur.export.source import load
+from secateur.graph_passes.lowering import has_markers
 from secateur.models.families import Tokenizer
 from secateur.runtime.backend import Array
 from secateur.workflow.random_inputs import required_inputs
@@ -29,6 +31,8 @@ class Source:
     spec: str
     net: nn.Module | None
     graph: ir.Model
+    marked: ir.Model | None
+    """The same with the markers of a model that selects tokens in its own forward."""
     tokenizer: Tokenizer | None
     examples: dict[str, Array]
 
@@ -60,7 +64,7 @@ def load_model(
     """
     loaded = load(spec)
     if loaded.model is not None:
-        return Source(spec, None, loaded.model, loaded.tokenizer, {})
+        return _source(spec, None, loaded.model, loaded.tokenizer, {})
     from secateur.export.torch_export import from_torch
 
     if loaded.net is None:
@@ -69,7 +73,19 @@ def load_model(
     axes = dict(dynamic) if dynamic else loaded.dynamic
     graph = from_torch(net, loaded.inputs, axes, opset=opset)
     examples = {name: tensor.detach().cpu().numpy() for name, tensor in loaded.inputs.items()}
-    return Source(spec, net, graph, loaded.tokenizer, examples)
+    return _source(spec, net, graph, loaded.tokenizer, examples)
+
+
+def _source(
+    spec: str,
+    net: nn.Module | None,
+    graph: ir.Model,
+    tokenizer: Tokenizer | None,
+    examples: dict[str, Array],
+) -> Source:
+    """Tell the dense graph and the one with markers apart."""
+    marked = graph if has_markers(graph) else None
+    return Source(spec, net, without_markers(graph), marked, tokenizer, examples)
 
 
 __all__ = ["Source", "load_model"]
