@@ -77,8 +77,14 @@ def removable(analysis: Analysis, role: str) -> tuple[Group, ...]:
         f"the model has no {role} that can be removed",
         got="; ".join(reasons[:3]) or f"no group of the role {role!r}",
         wanted="one of " + (", ".join(roles) or "none: nothing in this model can be removed"),
-        next_step="`secateur analyse MODEL` lists every group with its reasons",
+        next_step=_hint(analysis, role),
     )
+
+
+def _hint(analysis: Analysis, role: str) -> str:
+    if role == "heads" and any(group.removable for group in analysis.by_role("query_heads")):
+        return "ask for query_heads: all queries share one key-value head, which has to stay"
+    return "`secateur analyse MODEL` lists every group with its reasons"
 
 
 __all__ = ["Ranking", "combine", "plan", "removable"]

@@ -218,7 +218,8 @@ def _role(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> str:
         if reason.text in _BOUNDARY:
             return _BOUNDARY[reason.text]
     ops = {use.node.op_type for use in weights}
-    dense = bool(roles.heads) and bool(ops & {"MatMul", "Gemm"}) and "Conv" not in ops
+    attends = bool(roles.heads or roles.query_heads)
+    dense = attends and bool(ops & {"MatMul", "Gemm"}) and "Conv" not in ops
     in_block = any(layer_of(use.parameter) for use in weights)
     return "ffn" if dense and in_block else "channels"
 

@@ -41,7 +41,7 @@ class Roles:
     heads: dict[Atom, ir.Node] = field(default_factory=dict)
     """Leaf atoms over which independent attentions run, with the softmax that says so."""
     query_heads: set[Atom] = field(default_factory=set)
-    """Repetitions of a key-value head: query heads inside a group."""
+    """Repetitions of a key-value head: query heads inside a group, or of the only group."""
     width: set[Atom] = field(default_factory=set)
     """Width of one head, of queries and keys or of values."""
     scored: set[Atom] = field(default_factory=set)
@@ -51,6 +51,10 @@ class Roles:
     """Atoms that a router picks from."""
     residual: set[Atom] = field(default_factory=set)
     inexact: set[Atom] = field(default_factory=set)
+
+    def is_head(self, atom: Atom) -> bool:
+        """Tell whether the atom counts heads of keys and values, or of queries."""
+        return atom in self.heads or atom in self.query_heads
 
 
 def find_roles(model: ir.Model, axes: AxisMap, weighted: set[Atom]) -> Roles:
@@ -97,10 +101,39 @@ def _attention(node: ir.Node, axes: AxisMap, weighted: set[Atom], roles: Roles) 
     found = [atom for expr in over for atom in leaves(expr) if atom in weighted]
     found = [atom for atom in found if atom not in roles.tokens]
     for position, atom in enumerate(found):
-        if position and not _stands_alone(atom, found[0], axes):
+        inside = position > 0 and not _stands_alone(atom, found[0], axes)
+        if inside or _is_of_queries_only(node, atom, axes):
             roles.query_heads.add(atom)
         else:
             roles.heads.setdefault(atom, node)
+    for atom in _behind_a_mix(node, axes):
+        if atom in weighted and atom not in roles.tokens:
+            roles.heads.setdefault(atom, node)
+
+
+def _behind_a_mix(node: ir.Node, axes: AxisMap) -> Iterator[Atom]:
+    """Heads of the products beside a softmax where a weight mixes heads between (talking heads)."""
+    for step in (_made_from, _read_by):
+        here, mixes = step(node), False
+        while here is not None and not _is_product(here):
+            mixed = _has_weight(here) or here.op_type == "Conv"
+            mixes = mixes or mixed
+            here = step(here) if mixed or here.op_type in _WALKED_OVER else None
+        if here is not None and mixes and axes.knows(here, -1) and len(axes.at(here, -1)) > 3:
+            yield from leaves(axes.at(here, -1)[1])
+
+
+def _made_from(node: ir.Node) -> ir.Node | None:
+    """The node that makes the first computed input."""
+    computed = (v for v in node.inputs if v is not None and constant_tensor(v) is None)
+    value = next(computed, None)
+    return None if value is None else value.producer()
+
+
+def _read_by(node: ir.Node) -> ir.Node | None:
+    """The only reader."""
+    found = list(_readers(node))
+    return found[0] if len(found) == 1 else None
 
 
 def _fused(node: ir.Node, axes: AxisMap) -> tuple[Sequence[Expr], Sequence[Expr]]:
@@ -118,6 +151,58 @@ def _stands_alone(atom: Atom, first: Atom, axes: AxisMap) -> bool:
             if atom in atoms and first not in atoms:
                 return True
     return False
+
+
+def _is_of_queries_only(node: ir.Node, atom: Atom, axes: AxisMap) -> bool:
+    """Tell whether the keys have one head that all queries share (multi-query attention)."""
+    if node.op_type != "Softmax":
+        keys = axes.at(node, 1)[1 if len(axes.at(node, 1)) == 4 else 2]
+        return atom not in leaves(keys)
+    product = next((n for n in _makers(node.inputs[0], atom, axes) if _is_product(n)), None)
+    if product is None:
+        return False  # factorised attention normalises the keys themselves
+    return not all(_is_made_with(value, atom, axes) for value in product.inputs)
+
+
+def _is_product(node: ir.Node) -> bool:
+    return node.op_type in _CONTRACTIONS and not _has_weight(node)
+
+
+def _is_made_with(value: ir.Value | None, atom: Atom, axes: AxisMap) -> bool:
+    """Tell whether a weight or a graph input brings the atom in, not a broadcast."""
+    if value is not None and value.is_graph_input():
+        return _has(axes, value, atom)
+    for node in _makers(value, atom, axes):
+        for slot, source in enumerate(node.inputs):
+            if source is None or not axes.knows(node, slot):
+                continue
+            is_given = constant_tensor(source) is not None or source.is_graph_input()
+            if is_given and any(atom in leaves(expr) for expr in axes.at(node, slot)):
+                return True
+    return False
+
+
+def _makers(value: ir.Value | None, atom: Atom, axes: AxisMap) -> Iterator[ir.Node]:
+    """Nodes that made a value, nearest first, as far up as the atom is in their results."""
+    frontier, seen = [value], set()
+    while frontier:
+        reached: list[ir.Value | None] = []
+        for here in frontier:
+            node = None if here is None or not _has(axes, here, atom) else here.producer()
+            if node is not None and node not in seen:
+                seen.add(node)
+                yield node
+                reached.extend(node.inputs)
+        frontier = reached
+
+
+def _has(axes: AxisMap, value: ir.Value, atom: Atom) -> bool:
+    """Tell whether an axis of a computed value contains the atom."""
+    try:
+        exprs = axes.of(value)
+    except KeyError:
+        return False
+    return any(atom in leaves(expr) for expr in exprs)
 
 
 def _is_attention(softmax: ir.Node) -> bool:
@@ -162,10 +247,9 @@ def _width(axes: AxisMap, roles: Roles) -> None:
         for expr in axes.at(node, slot):
             for inner in _runs(expr):
                 atoms = [a for factor in inner for a in _direct(factor)]
-                heads = [i for i, a in enumerate(atoms) if a in roles.heads]
+                heads = [i for i, a in enumerate(atoms) if roles.is_head(a)]
                 if heads:
-                    behind = atoms[heads[-1] + 1 :]
-                    roles.width.update(a for a in behind if a not in roles.query_heads)
+                    roles.width.update(atoms[heads[-1] + 1 :])
 
 
 def _runs(expr: Expr) -> Iterator[Expr]:
@@ -191,7 +275,7 @@ def _residual(axes: AxisMap, weighted: set[Atom], roles: Roles) -> None:
         is_norm = fold.node.op_type in _NORMS or fold.node.op_type == "ReduceMean"
         for port in fold.ports:
             for atom in leaves(axes.expr(fold.node, port)):
-                known = atom in roles.heads or atom in roles.width or atom in roles.tokens
+                known = roles.is_head(atom) or atom in roles.width or atom in roles.tokens
                 if is_norm and atom in weighted and not known:
                     roles.residual.add(atom)
 

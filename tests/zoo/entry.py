@@ -11,6 +11,7 @@ import onnx_ir as ir
 from catalogue import Zoo
 from children import Report
 from expected_heads import count_heads
+from heads_table import heads_in_table
 from named_arguments import with_named_arguments
 
 TOLERANCE = 1e-4
@@ -34,6 +35,7 @@ class Entries:
         example = {key: value.numpy() for key, value in inputs.items()}
         expected = count_heads(net, inputs)
         report({"sites_expected": expected.sites, "heads_expected": expected.heads})
+        report(heads_in_table(self.zoo.path, name))
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             model = _exported((self.exports or folder) / f"{name}.onnx", net, inputs)
@@ -76,7 +78,12 @@ def verdict(facts: dict[str, Any]) -> str:
 
 
 def _too_few_heads(facts: dict[str, Any]) -> str:
-    found, removed, sites = (facts[key] for key in ("heads_found", "heads_removed", "sites"))
-    if found > sites and removed < LEAST_SHARE_OF_HEADS * found:
-        return f"removed {removed} of {found} heads"
+    sites, wanted = facts["sites"], facts.get("heads_in_table", facts["heads_found"])
+    if facts["heads_found"] != wanted:
+        return f"found {facts['heads_found']} heads of {wanted}"
+    for kind in ("heads", "query_heads"):  # of one key-value head a site, its query heads go
+        found, removed = facts[f"{kind}_found"], facts[f"{kind}_removed"]
+        if found > sites:
+            few = removed < LEAST_SHARE_OF_HEADS * found
+            return f"removed {removed} of {found} {kind.replace('_', ' ')}" if few else ""
     return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from catalogue import default_path, open_zoo
 from children import Pool
 from entry import verdict
 from expected_heads import count_heads
+from heads_table import HEADS, heads_in_table
 from run import chosen
 from samples import random_like
 
@@ -147,6 +149,8 @@ _GOOD = {
     "sites": 2,
     "heads_found": 8,
     "heads_removed": 4,
+    "query_heads_found": 8,
+    "query_heads_removed": 4,
     "parameters_left": 0.6,
     "exact": True,
     "max_rel_error": 1e-6,
@@ -177,5 +181,30 @@ def test_a_model_fails_for(facts, reason):
     assert verdict(_GOOD | facts).startswith(reason)
 
 
+_MULTI_QUERY = _GOOD | {"heads_found": 2, "heads_removed": 0}
+
+
+def test_the_only_key_value_head_of_a_site_need_not_go():
+    assert verdict(_MULTI_QUERY) == ""
+
+
+def test_query_heads_of_the_only_key_value_head_have_to_go():
+    assert verdict(_MULTI_QUERY | {"query_heads_removed": 1}) == "removed 1 of 8 query heads"
+
+
 def test_one_head_per_site_need_not_go():
-    assert verdict(_GOOD | {"heads_found": 2, "heads_removed": 0}) == ""
+    one = {"heads_found": 2, "query_heads_found": 2, "query_heads_removed": 0}
+    assert verdict(_GOOD | {"heads_removed": 0} | one) == ""
+
+
+def test_another_number_of_heads_than_the_table_has_fails():
+    assert verdict(_GOOD | {"heads_in_table": 6}) == "found 8 heads of 6"
+
+
+def test_the_table_speaks_of_the_committed_zoo_alone(tmp_path):
+    committed = Path(__file__).with_name("zoo.py")
+    assert set(HEADS) <= set(open_zoo(committed).names)
+    assert heads_in_table(committed, "gemma_mqa") == {"heads_in_table": 2}
+    other = tmp_path / "zoo.py"
+    other.write_text("ZOO = {}\n")
+    assert heads_in_table(other, "gemma_mqa") == {}

@@ -21,6 +21,7 @@ from secateur.graph_passes.removal import remove
 Arrays = dict[str, np.ndarray]
 
 INPUT_SETS = 3
+_HEADS = ("heads", "query_heads")
 
 
 @dataclass(frozen=True)
@@ -37,17 +38,21 @@ class Cut:
 def half_of_everything(analysis: Analysis, seed: int, *, renormalise: bool) -> Plan:
     """Keep a random half, rounded up, of every group that can lose units.
 
-    Groups that a norm is taken over are cut with ``renormalise``, or where a model has no
-    others; their twin takes the norm over the kept units.
+    Groups that a norm is taken over are cut with ``renormalise``, where a model has no
+    others, and where they are the only heads (OLMoE's q/k norm goes over all of them); their
+    twin takes the norm over the kept units.
     """
     able = [g for g in analysis.groups if g.weights and not g.frozen and g.size > 1]
     exact = [group for group in able if group.exact]
+    if not any(group.role in _HEADS for group in exact):
+        exact = [group for group in able if group.exact or group.role == "heads"]
     inexact = renormalise or not exact
     rng = np.random.default_rng(seed)
     keep = {
         group.name: tuple(np.sort(rng.permutation(group.size)[: (group.size + 1) // 2]).tolist())
         for group in (able if inexact else exact)
     }
+    inexact = not all(analysis.group(name).exact for name in keep)
     return make_plan(analysis, keep, allow_inexact=inexact)
 
 
@@ -97,6 +102,8 @@ def facts_of(cut: Cut) -> dict[str, Any]:
         "sites": heads.sites,
         "heads_found": heads.found,
         "heads_removed": heads.removed,
+        "query_heads_found": heads.queries_found,
+        "query_heads_removed": heads.queries_removed,
         "parameters_left": round(parameters(cut.small) / parameters(cut.model), 4),
         "refusals": refusals(cut),
     }
