@@ -21,11 +21,14 @@ def marker_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     return {torch.ops.secateur.select_tokens.default: _select_tokens}
 
 
-def _select_tokens(hidden: ir.Value, by: str, site: str, permille: int, protected: int) -> ir.Value:
+def _select_tokens(  # noqa: PLR0913, PLR0917 - the operator's own signature
+    hidden: ir.Value, by: str, site: str, permille: int, protected: int, options: str
+) -> ir.Value:
     from onnxscript.values import Op, Opset
 
     marker = Op(Opset(DOMAIN, 1), OP_TYPE, _schema())
-    marked: ir.Value = marker(hidden, by=by, site=site, permille=permille, protected=protected)
+    attributes = {"by": by, "site": site, "permille": permille, "protected": protected}
+    marked: ir.Value = marker(hidden, **attributes, options=options)
     return marked
 
 
@@ -47,6 +50,7 @@ def _schema() -> onnx.defs.OpSchema:
             schema.Attribute("site", text),
             schema.Attribute("permille", number),
             schema.Attribute("protected", number),
+            schema.Attribute("options", text),
         ],
     )
 

@@ -20,6 +20,7 @@ from secateur.export import (
     dimension_names,
     parameter_names,
     simplify,
+    sorting_translation,
     torchlib_cache,
     trainable,
     verify,
@@ -214,7 +215,11 @@ def _translate(
     net: nn.Module, program: torch.export.ExportedProgram, example: dict[str, Tensor], opset: int
 ) -> ir.Model:
     output_names = list(verify.flatten_outputs(net(**example)))
-    table: dict[Any, Any] = {**attention_translation.translations(opset), **marker_translations()}
+    table: dict[Any, Any] = {
+        **attention_translation.translations(opset),
+        **sorting_translation.translations(opset),
+        **marker_translations(),
+    }
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)  # it warns about torchvision in every process

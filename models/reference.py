@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from secateur.errors import BadInputError
 from secateur.models.reference_selection import (
-    Selector,
+    Scorer,
     SiteRun,
     TokenSite,
     attention_signals,
@@ -27,6 +27,7 @@ from secateur.models.reference_selection import (
     select,
 )
 from secateur.models.select_tokens import Keep
+from secateur.models.selectors import Selector
 from secateur.models.signals import build
 from secateur.models.token_mode import Attention, TokenMode
 
@@ -220,7 +221,12 @@ def _own_selections(tokens: _Tokens) -> Iterator[None]:
     original = module._select  # noqa: SLF001 (both public functions go through it)
 
     def masked(
-        hidden: Tensor, signals: Mapping[str, Tensor], *, by: str, site: str, keep: float | Keep
+        hidden: Tensor,
+        signals: Mapping[str, Tensor],
+        *,
+        by: str | Selector,
+        site: str,
+        keep: float | Keep,
     ) -> tuple[Tensor, None]:
         share = keep if isinstance(keep, Keep) else Keep(round(keep * 1000))
         tokens.mode.paused = True
@@ -253,7 +259,7 @@ def with_amounts(sites: Sequence[TokenSite], amounts: Mapping[str, int]) -> tupl
 __all__ = [
     "ReferenceRun",
     "Removed",
-    "Selector",
+    "Scorer",
     "SiteRun",
     "TokenSite",
     "named_outputs",

@@ -6,21 +6,22 @@ Written a second time on purpose: the graph passes have their own, and parity co
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from secateur.errors import BadInputError
-from secateur.models.selectors import resolve_selector
+from secateur.models.selectors import Selection, Selector, resolve_selector
+from secateur.models.selectors.core import Option
 from secateur.models.token_mode import Attention
 
 _PER_HEAD = frozenset({"q", "k", "v", "keys", "values"})
 
 
-class Selector(Protocol):
-    """What the reference needs of a selector."""
+class Scorer(Protocol):
+    """The least that the reference needs of a selector: a score of signals."""
 
     @property
     def signals(self) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ class TokenSite:
 
     site: str
     """Path of the module after which tokens are dropped."""
-    selector: str | Selector
+    selector: str | Selector | Scorer
     """Name in ``secateur.models.selectors.SELECTORS``, or a selector itself."""
     kind: Literal["permille", "count"] = "permille"
     """A share of each sample's tokens still alive, or an absolute number of them."""
@@ -49,6 +50,8 @@ class TokenSite:
     """Key-value heads that were not removed, whose attention is all a selector sees; () = all."""
     queries: tuple[int, ...] = ()
     """Query heads that were not removed, of those that share a key-value head; () = all."""
+    options: Mapping[str, Option] = field(default_factory=dict)
+    """Options of the selector that are not left at their default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,8 @@ class SiteRun:
     """(B,) int64"""
     margin: Tensor
     """(B,) lowest score kept on merit minus highest score dropped, +inf without either."""
+    state: Tensor | None = None
+    """(B, N) what the selector hands to the next site, where it does."""
 
 
 def select(
@@ -85,27 +90,36 @@ def select(
     Returns:
         The record, and the tokens that stay alive, (B, N) bool.
     """
-    score = _score(site, signal, eligible)
-    merit = _merit(score, eligible, site.protected)
-    alive = _top(merit, _count(site, eligible)) if forced is None else _scatter(forced, eligible)
+    count = _count(site, eligible)
+    made = _decide(site, signal, count)
+    if bool(made.score.isnan().logical_and(eligible).any()):
+        raise BadInputError(f"{site.selector!r} gave NaN scores", where=site.site)
+    if made.count is not None:
+        count = torch.minimum(torch.clamp(made.count, min=max(site.protected, 1)), _valid(eligible))
+    merit = _merit(made.score, eligible, site.protected)
+    alive = _top(merit, count) if forced is None else _scatter(forced, eligible)
     record = SiteRun(
-        score=score.masked_fill(~eligible, -torch.inf),
+        score=made.score.masked_fill(~eligible, -torch.inf),
         eligible=eligible,
         kept=_positions(alive),
         count=alive.sum(dim=1),
         margin=_margin(merit, alive, eligible),
+        state=made.state,
     )
     return record, alive
 
 
-def _score(site: TokenSite, signal: Callable[[str], Tensor], valid: Tensor) -> Tensor:
-    chosen: Selector = (
-        resolve_selector(site.selector) if isinstance(site.selector, str) else site.selector
-    )
-    score = chosen.score(**{name: signal(name) for name in chosen.signals})
-    if bool(score.isnan().logical_and(valid).any()):
-        raise BadInputError(f"{site.selector!r} gave NaN scores", where=site.site)
-    return score
+def _decide(site: TokenSite, signal: Callable[[str], Tensor], count: Tensor) -> Selection:
+    named = site.selector
+    chosen = resolve_selector(named, site.options) if isinstance(named, str) else named
+    signals = {name: signal(name) for name in chosen.signals}
+    if isinstance(chosen, Selector):
+        return chosen.decide(signals, count, site.protected)
+    return Selection(chosen.score(**signals))
+
+
+def _valid(eligible: Tensor) -> Tensor:
+    return eligible.sum(dim=1)
 
 
 def attention_signals(
@@ -208,7 +222,7 @@ _SIGNALS: dict[str, Callable[[Attention, Tensor, Tensor], Tensor]] = {
 
 def _count(site: TokenSite, eligible: Tensor) -> Tensor:
     """Tokens that each sample keeps: its share or the number asked for, within what it has."""
-    n_valid = eligible.sum(dim=1)
+    n_valid = _valid(eligible)
     amount = torch.as_tensor(site.amount)
     wanted = (n_valid * amount + 999) // 1000 if site.kind == "permille" else amount
     return torch.minimum(torch.clamp(wanted, min=site.protected), n_valid)
@@ -249,4 +263,4 @@ def _margin(merit: Tensor, alive: Tensor, eligible: Tensor) -> Tensor:
     return (lowest - highest).nan_to_num(nan=torch.inf, posinf=torch.inf)
 
 
-__all__ = ["Selector", "SiteRun", "TokenSite", "attention_signals", "left_heads", "select"]
+__all__ = ["Scorer", "SiteRun", "TokenSite", "attention_signals", "left_heads", "select"]

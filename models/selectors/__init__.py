@@ -3,17 +3,39 @@
 from secateur.models.selectors import (  # noqa: F401 - registration
     class_row,
     column_mean,
+    divprune,
+    fastervlm,
+    fopru,
     hidden_norm,
+    hiprune,
+    holov,
     key_norm,
+    lexrank,
     random,
+    todre,
+    todre_relevance,
     value_norm,
+    vtc_cls,
+    zero_tprune,
 )
 from secateur.models.selectors.core import (
+    KINDS,
     SELECTORS,
-    SIGNALS,
+    Merge,
+    Selection,
     Selector,
     resolve_selector,
     selector,
 )
+from secateur.models.selectors.signal_table import SIGNALS
 
-__all__ = ["SELECTORS", "SIGNALS", "Selector", "resolve_selector", "selector"]
+__all__ = [
+    "KINDS",
+    "SELECTORS",
+    "SIGNALS",
+    "Merge",
+    "Selection",
+    "Selector",
+    "resolve_selector",
+    "selector",
+]

@@ -65,6 +65,7 @@ def test_marker_is_one_node_with_its_settings(exported):
         "site": "blocks.0",
         "permille": 600,
         "protected": 1,
+        "options": "{}",
     }
     assert exported.opset_imports["secateur"] == 1
 

@@ -8,16 +8,26 @@ import pytest
 import torch
 
 from secateur.errors import BadInputError
-from secateur.models.selectors import SELECTORS, SIGNALS, resolve_selector
+from secateur.models.selectors import KINDS, SELECTORS, resolve_selector, selector
+from secateur.models.selectors.core import behind_protected, best, ranks
 
-SIZES = {"batch": 3, "tokens": 7, "heads": 2, "head_dim": 4, "width": 8}
+SIZES = {
+    "batch": 3,
+    "tokens": 50,
+    "heads": 2,
+    "query_heads": 2,
+    "head_dim": 4,
+    "width": 8,
+    "layers": 2,
+}
+COUNT = torch.tensor([20, 25, 30])
 
 
-def signals_for(names, dtype=torch.float32):
+def signals_for(chosen, dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
     made = {}
-    for name in names:
-        shape = [SIZES[dim] for dim in SIGNALS[name]]
+    for name in chosen.signals:
+        shape = [SIZES.get(dim, 3) for dim in chosen.axes(name)]
         values = torch.randn(shape, generator=generator)
         made[name] = values > -0.5 if name == "valid" else values.to(dtype)
     return made
@@ -26,27 +36,29 @@ def signals_for(names, dtype=torch.float32):
 @pytest.mark.parametrize("name", SELECTORS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])
 def test_score_is_float32_per_token_and_finite(name, dtype):
-    selector = SELECTORS[name]
-    score = selector.score(**signals_for(selector.signals, dtype))
+    chosen = SELECTORS[name]
+    score = chosen.decide(signals_for(chosen, dtype), COUNT, 1).score
     assert score.dtype == torch.float32
-    assert tuple(score.shape) == (3, 7)
+    assert tuple(score.shape) == (3, 50)
     assert score.isfinite().all()
 
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_score_of_a_sample_does_not_depend_on_its_batch(name):
-    selector = SELECTORS[name]
-    signals = signals_for(selector.signals)
-    alone = selector.score(**{key: value[1:2] for key, value in signals.items()})
-    assert torch.equal(selector.score(**signals)[1:2], alone)
+    chosen = SELECTORS[name]
+    signals = signals_for(chosen)
+    one = {key: value[1:2] for key, value in signals.items()}
+    alone = chosen.decide(one, COUNT[1:2], 1).score
+    torch.testing.assert_close(chosen.decide(signals, COUNT, 1).score[1:2], alone)
 
 
 @pytest.mark.parametrize("name", SELECTORS)
 def test_every_selector_names_its_kind_and_source(name):
-    selector = SELECTORS[name]
-    assert selector.kind == "top_k"
-    assert selector.source
-    assert selector.name == name
+    chosen = SELECTORS[name]
+    assert chosen.kind in KINDS
+    assert chosen.cost
+    assert chosen.source
+    assert chosen.name == name
 
 
 def test_key_norm_prefers_short_keys():
@@ -82,9 +94,9 @@ def test_unknown_selector_names_the_nearest():
 
 
 def test_user_function_is_a_selector():
-    selector = resolve_selector(f"{__name__}:hidden_mean")
-    assert selector.signals == ("hidden",)
-    assert selector.score(hidden=torch.ones(1, 2, 3)).tolist() == [[1.0, 1.0]]
+    chosen = resolve_selector(f"{__name__}:hidden_mean")
+    assert chosen.signals == ("hidden",)
+    assert chosen.score(hidden=torch.ones(1, 2, 3)).tolist() == [[1.0, 1.0]]
 
 
 def hidden_mean(hidden):
@@ -108,3 +120,44 @@ def test_missing_module_of_a_user_selector_is_named():
 def test_missing_function_of_a_user_selector_is_named():
     with pytest.raises(BadInputError, match="no function 'absent'"):
         resolve_selector("math:absent")
+
+
+def with_option(hidden, count, protected, *, alpha=0.5):
+    return hidden.float().sum(dim=-1) * alpha + count[:, None] + protected
+
+
+def test_options_count_and_protection_reach_the_function():
+    chosen = resolve_selector(f"{__name__}:with_option", {"alpha": 2})
+    assert chosen.signals == ("hidden",)
+    assert chosen.reads_count
+    made = chosen.decide({"hidden": torch.ones(1, 2, 3)}, torch.tensor([7]), 1)
+    assert made.score.tolist() == [[14.0, 14.0]]
+
+
+def test_unknown_option_is_refused_with_the_known_ones():
+    with pytest.raises(BadInputError, match="no option 'beta'") as refused:
+        resolve_selector(f"{__name__}:with_option", {"beta": 1.0})
+    assert "alpha" in str(refused.value)
+
+
+def test_option_of_another_type_is_refused():
+    with pytest.raises(BadInputError, match="wrong type"):
+        resolve_selector(f"{__name__}:with_option", {"alpha": "much"})
+
+
+def test_best_keeps_the_count_of_each_row_and_the_earlier_of_equals():
+    score = torch.tensor([[1.0, 3.0, 3.0], [5.0, 5.0, 5.0]])
+    assert best(score, torch.tensor([1, 2])).tolist() == [[False, True, False], [True, True, False]]
+
+
+def test_ranks_are_a_permutation_from_the_largest_down():
+    assert ranks(torch.tensor([[0.0, 9.0, 4.0]])).tolist() == [[2, 0, 1]]
+
+
+def test_scores_behind_protected_tokens_line_up_with_all_tokens():
+    assert behind_protected(torch.ones(1, 2), 1).tolist() == [[0.0, 1.0, 1.0]]
+
+
+def test_a_kind_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="unknown kind"):
+        selector("never_registered", source="none", kind="best")(hidden_mean)
