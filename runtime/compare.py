@@ -251,6 +251,31 @@ def _as_float(array: Array) -> Array:
     return np.asarray(array, dtype=np.float64)
 
 
+def on_kept_rows(
+    got: Array, wanted: Array, kept: Array | None, *, is_restored: bool
+) -> tuple[Array, Array]:
+    """Cut an output with a row per token to the rows of kept tokens, (n_kept, ...) each.
+
+    Args:
+        got: the engine's output.
+        wanted: the reference's, which has a row for every token of the input.
+        kept: (B, K) positions alive at the end, -1 for none; None where nothing is dropped.
+        is_restored: the engine put its rows back to their places.
+
+    Returns:
+        Both as they are where the output has no row per token.
+    """
+    if kept is None or (got.shape == wanted.shape and not is_restored):
+        return got, wanted
+    is_kept = kept >= 0
+    rows = is_kept.nonzero()[0], kept[is_kept]
+    if is_restored and got.shape == wanted.shape:
+        return got[rows], wanted[rows]
+    if got.shape[:2] == kept.shape:
+        return got[is_kept], wanted[rows]
+    return got, wanted
+
+
 __all__ = [
     "TOLERANCES",
     "Comparison",
@@ -260,6 +285,7 @@ __all__ = [
     "compare",
     "compare_selection",
     "cosine",
+    "on_kept_rows",
     "percentile99",
     "relative_error",
 ]

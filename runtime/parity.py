@@ -7,7 +7,7 @@ an allowed flip changes them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from secateur.runtime.compare import (
     Tolerance,
     compare,
     compare_selection,
+    on_kept_rows,
 )
 from secateur.runtime.goldens import GoldenCase, read_goldens
 from secateur.runtime.session import DEFAULT_TARGET
@@ -145,27 +146,9 @@ def _selections(
 
 def _values(got: Arrays, case: GoldenCase, tolerance: Tolerance) -> Iterator[Comparison]:
     for name, wanted in case.outputs.items():
-        rows = _on_kept_rows(
-            _named(got, name), wanted, case, is_restored=name in case.token_outputs
-        )
+        restored = name in case.token_outputs
+        rows = on_kept_rows(_named(got, name), wanted, case.kept, is_restored=restored)
         yield compare(name, *rows, tolerance=tolerance)
-
-
-def _on_kept_rows(
-    got: Array, wanted: Array, case: GoldenCase, *, is_restored: bool
-) -> Sequence[Array]:
-    """Outputs with a row per token are compared on the rows of kept tokens, (n, ...) each."""
-    kept = case.kept
-    if kept is None or (got.shape == wanted.shape and not is_restored):
-        return got, wanted
-    is_kept = kept >= 0
-    samples = is_kept.nonzero()[0]
-    wanted_rows = wanted[samples, kept[is_kept]] if wanted.ndim > 1 else wanted
-    if is_restored and got.shape == wanted.shape:
-        return got[samples, kept[is_kept]], wanted_rows
-    if got.shape[:2] == kept.shape:
-        return got[is_kept], wanted_rows
-    return got, wanted
 
 
 def _named(arrays: Arrays, name: str) -> Array:

@@ -232,9 +232,10 @@ def bench(
     Raises:
         BadInputError: the bundle does not hold its dense model.
     """
+    from secateur.recipe import Bench
     from secateur.workflow.timing import time_bundle
 
-    return time_bundle(bundle, tuple(batches), tokens)
+    return time_bundle(bundle, Bench(batches=tuple(batches), tokens=tokens))
 
 
 def deploy(recipe: str | Path) -> Results:

@@ -68,7 +68,7 @@ def build(
     min_shapes: str = "",
     opt_shapes: str = "",
     max_shapes: str = "",
-    optimisation: Literal["disabled", "basic", "extended", "all"] = "all",
+    optimisation: Literal["auto", "disabled", "basic", "extended", "all"] = "auto",
     json: bool = False,
 ) -> None:
     """Build engines, each in a process of its own, into a new bundle or an existing one.
@@ -88,7 +88,7 @@ def build(
     max_shapes
         Largest shapes.
     optimisation
-        ONNX Runtime's graph optimisation as deployed.
+        ONNX Runtime's graph optimisation as deployed; auto is the highest that keeps the numbers.
     json
         Print a JSON document instead of a table.
     """
@@ -176,17 +176,16 @@ def bench(
         Print a JSON document instead of a table.
     """
     from secateur.commands.tables import print_bench
-    from secateur.runtime.bench import BenchOptions, break_even_batch
-    from secateur.runtime.bench_bundle import bench_bundle
+    from secateur.runtime.bench import break_even_batch
     from secateur.runtime.bundle import open_bundle
+    from secateur.workflow.recipe_file import bench_from
+    from secateur.workflow.timing import time_bundle
 
-    options = BenchOptions(processes=processes, pairs=pairs)
-    rows = []
-    with open_bundle(bundle) as opened:
-        for size in batch:
-            with Steps(quiet=json).step(f"time batch {size}, {tokens} tokens"):
-                sizes = {"batch": size, "tokens": tokens}
-                rows.append(bench_bundle(opened, dense, sizes, options=options))
+    settings = bench_from(batches=batch, tokens=tokens, processes=processes, pairs=pairs)
+    steps = Steps(quiet=json)
+    sizes = ", ".join(map(str, batch))
+    with open_bundle(bundle) as opened, steps.step(f"time batch {sizes}, {tokens} tokens"):
+        rows = time_bundle(opened, settings, dense=dense, note=steps.note)
     if json:
         print_json([row.to_json() for row in rows])
         return

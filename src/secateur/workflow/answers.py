@@ -23,6 +23,7 @@ from secateur.workflow.data import Samples
 from secateur.workflow.golden import (
     Golden,
     budget_feeds,
+    default_budgets,
     golden_from_torch,
     renamed,
     site_records,
@@ -124,7 +125,7 @@ def on_data(
         samples: the user's.
         options: task, output, how many samples to show.
     """
-    feeds = {k: v for site in budget_feeds(model, {}).values() for k, v in site.items()}
+    feeds = default_budgets(model)
     with OnnxRuntime(optimisation=options.level).session(shipped) as run:
         got = [run({**b, **feeds})[options.output] for b in samples.batches(_BATCH)]
         shown = tuple(

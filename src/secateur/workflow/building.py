@@ -16,15 +16,21 @@ from secateur.graph_passes.lowering import MARKER, has_markers
 from secateur.recipe import Profile
 from secateur.runtime.bundle import MODEL_NAME, is_bundle
 from secateur.runtime.bundle_writer import Draft, new_bundle, revised_bundle
+from secateur.runtime.compare import TOLERANCES
+from secateur.runtime.deployed import highest_agreeing_level
 from secateur.runtime.onnx_outline import read_outline
 from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.profiles import profiles_from_dimensions
 from secateur.runtime.sites import sites_from_metadata
 from secateur.runtime.targets import parse_target
 from secateur.workflow import shipping
+from secateur.workflow.golden import default_budgets
 from secateur.workflow.pruning import recorded_plan
+from secateur.workflow.random_inputs import made_up_batches
 from secateur.workflow.results import Artefact
 from secateur.workflow.selecting import select_tokens
+
+AUTOMATIC = "auto"
 
 
 def profile_from(low: str, usual: str, high: str) -> Profile:
@@ -61,7 +67,8 @@ def build_bundle(
         output: of the new bundle; for a bundle None builds into it.
         targets: such as ``rtx:sm86``.
         profile: shapes; a bundle has its own.
-        optimisation: ONNX Runtime's level as deployed.
+        optimisation: ONNX Runtime's level as deployed; ``auto`` takes the highest that
+            changes no number of made-up inputs.
 
     Raises:
         BadInputError: what the model and the targets do not fit.
@@ -108,7 +115,7 @@ def bundle_model(
         spec = replace(draft.manifest.spec, profiles=profiles_from_dimensions(inputs, ranges))
         shipping.check_targets(file, spec, names)
         shipping.with_spec(draft, spec, file)
-        return shipping.ship(draft, names, level=OPTIMISATION_LEVELS[-1])
+        return shipping.ship(draft, names, level=_level(file, names, AUTOMATIC))
 
 
 def _place(draft: Draft, model: ir.Model, dense: ir.Model | None) -> Path:
@@ -131,7 +138,16 @@ def _build(
         spec = replace(spec, profiles=shipping.engine_spec(model, profile).profiles)
     shipping.check_targets(model, spec, targets)
     shipping.with_spec(draft, spec, model)
-    return shipping.ship(draft, targets, level=optimisation)
+    return shipping.ship(draft, targets, level=_level(model, targets, optimisation))
+
+
+def _level(model: Path, targets: Sequence[str], asked: str) -> str:
+    """The level that is asked for, or the highest that keeps the numbers of made-up inputs."""
+    if asked != AUTOMATIC or not any(t.startswith("onnxruntime") for t in targets):
+        return OPTIMISATION_LEVELS[-1] if asked == AUTOMATIC else asked
+    graph = from_onnx(model)
+    batches = [batch | default_budgets(graph) for batch in made_up_batches(graph)]
+    return highest_agreeing_level(model, batches, tolerance=TOLERANCES["float32"])
 
 
 __all__ = ["build_bundle", "bundle_model", "profile_from"]

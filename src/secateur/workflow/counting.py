@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from secateur.runtime.backend import Array
 from secateur.workflow.flops import count_flops
-from secateur.workflow.golden import budget_feeds
+from secateur.workflow.golden import default_budgets
 from secateur.workflow.random_inputs import dimension_names, random_inputs
 from secateur.workflow.results import Size
 
@@ -18,10 +18,7 @@ def full_inputs(model: ir.Model, *, batch: int, tokens: int) -> dict[str, Array]
     """
     names = dimension_names(model)
     sizes = {name: batch if name == names[0] else tokens for name in names}
-    inputs = random_inputs(model, sizes, seed=0, ragged=False)
-    for feeds in budget_feeds(model, {}).values():
-        inputs |= feeds
-    return inputs
+    return random_inputs(model, sizes, seed=0, ragged=False) | default_budgets(model)
 
 
 def flops_by_node(model: ir.Model, *, tokens: int) -> dict[str, int]:

@@ -139,6 +139,11 @@ def budget_feeds(model: ir.Model, amounts: Mapping[str, int]) -> dict[str, dict[
     return feeds
 
 
+def default_budgets(model: ir.Model) -> dict[str, Array]:
+    """Return every budget input of the graph with its default."""
+    return {k: v for feeds in budget_feeds(model, {}).values() for k, v in feeds.items()}
+
+
 def golden_from_torch(
     net: nn.Module,
     batch: Arrays,
@@ -212,6 +217,7 @@ __all__ = [
     "Golden",
     "GoldenSite",
     "budget_feeds",
+    "default_budgets",
     "golden",
     "golden_from_torch",
     "renamed",

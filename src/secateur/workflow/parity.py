@@ -18,6 +18,7 @@ from secateur.runtime.compare import (
     Tolerance,
     compare,
     compare_selection,
+    on_kept_rows,
 )
 from secateur.workflow.golden import Golden
 
@@ -192,7 +193,12 @@ def _check_batch(
     outputs = [
         compare(
             name,
-            *_on_kept_rows(_named(got, name), wanted, golden, name in options.token_outputs),
+            *on_kept_rows(
+                _named(got, name),
+                wanted,
+                golden.kept(),
+                is_restored=name in options.token_outputs,
+            ),
             tolerance=options.tolerance,
         )
         for name, wanted in golden.outputs.items()
@@ -208,20 +214,6 @@ def _named(arrays: dict[str, Array], name: str) -> Array:
             next_step="compare the forced twin, which returns scores and indices of every site",
         )
     return arrays[name]
-
-
-def _on_kept_rows(got: Array, wanted: Array, golden: Golden, restored: bool) -> tuple[Array, Array]:
-    """Cut an output with a row per token to the rows of kept tokens, (n_kept, ...)."""
-    kept = golden.kept()
-    if kept is None or (got.shape == wanted.shape and not restored):
-        return got, wanted
-    is_kept = kept >= 0
-    rows = np.nonzero(is_kept)[0], kept[is_kept]
-    if restored:
-        return got[rows], wanted[rows]
-    if got.shape[:2] != kept.shape:
-        return got, wanted
-    return got[is_kept], wanted[rows]
 
 
 def _worst_sites(batches: list[list[SelectionComparison]]) -> tuple[SelectionComparison, ...]:

@@ -6,16 +6,17 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from secateur.errors import BadInputError, SecateurError
-from secateur.recipe import Data, ModelSource, Recipe, Removal, json_schema
+from secateur.recipe import Bench, Data, ModelSource, Recipe, Removal, json_schema
 
 KeyPath = tuple[str | int, ...]
+Section = TypeVar("Section", bound=BaseModel)
 
 _SCHEMA_COMMAND = "`secateur schema` prints every key and its type"
 
@@ -60,15 +61,28 @@ def removal_from(**values: object) -> Removal:
     """
     from secateur.workflow.methods import check_criterion
 
+    removal = _from_options(Removal, values)
+    check_criterion(removal.importance)
+    return removal
+
+
+def bench_from(**values: object) -> Bench:
+    """What to time, from the options of a command, checked as a recipe's.
+
+    Raises:
+        BadInputError: no positive number where one is needed.
+    """
+    return _from_options(Bench, values)
+
+
+def _from_options(kind: type[Section], values: dict[str, object]) -> Section:
     try:
-        removal = Removal.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         mistake = _mistake(error.errors(include_url=False)[0])
         raise BadInputError(
             mistake.what, where=f"--{_spell(mistake.where).replace('_', '-')}", got=mistake.got
         ) from None
-    check_criterion(removal.importance)
-    return removal
 
 
 def _read(path: Path) -> str:

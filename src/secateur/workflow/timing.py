@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from secateur.errors import BadInputError
 from secateur.export.onnx_file import from_onnx, save
 from secateur.recipe import Bench
 from secateur.runtime.bench import BenchCase, BenchModel, BenchOptions, BenchRow, interleaved
@@ -52,15 +53,39 @@ def time_variants(
 
 
 def time_bundle(
-    bundle: Bundle | str | Path, batches: tuple[int, ...], tokens: int
+    bundle: Bundle | str | Path,
+    settings: Bench,
+    *,
+    dense: Path | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> tuple[BenchRow, ...]:
-    """Time a bundle's model against the dense one that it holds."""
+    """Time a bundle's model against a dense one, without padding.
+
+    Args:
+        bundle: what ``build`` or ``deploy`` wrote.
+        settings: batches, tokens, processes, pairs.
+        dense: an .onnx file; None takes the dense model that the bundle holds.
+        note: told about each row as it comes.
+
+    Raises:
+        BadInputError: no dense model, or one with other inputs.
+    """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    settings = Bench(variants=(), batches=batches, tokens=tokens)
+    if dense is None and DENSE_NAME not in opened:
+        raise BadInputError(
+            "the bundle does not hold its dense model",
+            where=str(opened.path),
+            next_step="name the .onnx file to compare with: --dense FILE",
+        )
     models = {"bundle": from_onnx(opened.model)}
-    dense = from_onnx(opened.file(DENSE_NAME))
+    whole = from_onnx(dense or opened.file(DENSE_NAME))
+    options = BenchOptions(processes=settings.processes, pairs=settings.pairs)
+    rows = []
     with TemporaryDirectory(prefix="secateur-bench-") as folder:
-        return tuple(interleaved(case) for case in _cases(dense, models, settings, Path(folder)))
+        for case in _cases(whole, models, settings, Path(folder)):
+            rows.append(interleaved(case, options))
+            note(f"batch {case.batch}: {rows[-1].dense_ms:.1f} -> {rows[-1].pruned_ms:.1f} ms")
+    return tuple(rows)
 
 
 def _cases(
