@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from secateur.graph_passes.axes.allocation import without_collector
 from secateur.graph_passes.axes.axis_map import AxisMap, FoldUse, IndexUse, constant_tensor
 from secateur.graph_passes.axes.expression import (
     UNIT,
@@ -39,10 +40,10 @@ from secateur.graph_passes.axes.relations import (
     Unread,
     op_key,
 )
-from secateur.graph_passes.axes.shape_values import data_sources, track, track_constant
-from secateur.graph_passes.axes.sizes import Polynomial, Size, divide
+from secateur.graph_passes.axes.shape_values import FROM_AXES, data_sources, track, track_constant
+from secateur.graph_passes.axes.sizes import Size, divide
 from secateur.graph_passes.axes.solver import Solver
-from secateur.graph_passes.axes.view import View, declared_shape
+from secateur.graph_passes.axes.view import View, declared_shape, dimension_name
 from secateur.graph_passes.names import node_name
 
 _MOVES = frozenset(
@@ -52,6 +53,7 @@ _MOVES = frozenset(
     }
 )
 """Ops that hand integers on as they are."""
+_SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _MADE_UP = re.compile(r"^(unk__\d+|[su]\d+|.*:\d+|\(.*\))$")
 
 
@@ -67,7 +69,8 @@ def analyse_axes(model: ir.Model, *, allow_outputs: bool = False) -> AxisMap:
     Returns:
         Expressions per axis, with the reasons why an atom may not be cut.
     """
-    return _Walk(model).run(allow_outputs=allow_outputs)
+    with without_collector():
+        return _Walk(model).run(allow_outputs=allow_outputs)
 
 
 class _Walk:
@@ -80,6 +83,7 @@ class _Walk:
         self._name = ""
         self._inputs: list[list[Expr] | None] = []
         self._outputs: list[list[Expr | None]] = []
+        self._mentioned: list[list[bool]] = []
         self._executors: dict[type, Callable[[Any], None]] = {
             Fold: self._fold,
             Product: self._product,
@@ -142,14 +146,19 @@ class _Walk:
             relations = tuple(rule(View(node, self._axes, self._inputs, self._opset)))
         else:
             self._freeze_inputs(f"no axis rule for the op {key}")
-        mentioned = set(_ports(relations))
-        self._outputs = [self._blank(i, mentioned) for i in range(len(node.outputs))]
+        self._outputs = [_blank(value, i, relations) for i, value in enumerate(node.outputs)]
+        self._mentioned = [[False] * len(exprs or ()) for exprs in self._inputs]
         for relation in relations:
             self._execute(relation)
         if rule is not None:
-            self._close_inputs(mentioned)
-        self._carry_positions(node, relations)
+            self._close_inputs()
+        if self._axes.holds_positions():
+            self._carry_positions(node, relations)
         self._close_outputs(bool(relations))
+        if node.op_type in FROM_AXES or self._axes.reads_tracked(node):
+            self._track(node)
+
+    def _track(self, node: ir.Node) -> None:
         track(node, self._axes)
         for entry in data_sources(node, self._axes):
             for source in entry.sources:
@@ -170,21 +179,14 @@ class _Walk:
             self._axes.set_use(node, slot, exprs)
             self._inputs.append(exprs)
 
-    def _blank(self, output: int, mentioned: set[Port]) -> list[Expr | None]:
-        """Output axes before any relation: as many as declared, or as the relations name."""
-        assert self._node is not None
-        value = self._node.outputs[output]
-        if value.shape is not None:
-            return [None] * len(value.shape)
-        named = [port.axis for port in mentioned if port.slot == ~output]
-        return [None] * (max(named) + 1 if named else 0)
-
-    def _close_inputs(self, mentioned: set[Port]) -> None:
+    def _close_inputs(self) -> None:
         """Freeze input axes that the rule did not mention."""
         assert self._node is not None
         for slot, exprs in enumerate(self._inputs):
-            for axis, expr in enumerate(exprs or ()):
-                if expr and (slot, axis) not in mentioned:
+            if exprs is None or all(self._mentioned[slot]):
+                continue
+            for axis, expr in enumerate(exprs):
+                if expr and not self._mentioned[slot][axis]:
                     text = f"{op_key(self._node)} says nothing about axis {axis} of input {slot}"
                     self._solver.freeze(expr, Reason(text, self._name))
 
@@ -272,9 +274,13 @@ class _Walk:
             self._solver.unify(present, expr, self._name)
 
     def _execute(self, relation: Relation) -> None:
-        if isinstance(relation, Same):
+        if isinstance(relation, Same):  # most of them are
             self._same(relation.ports)
-        elif isinstance(relation, Fresh):
+            return
+        for slot, axis in _ports(relation):
+            if slot >= 0 and axis < len(self._mentioned[slot]):
+                self._mentioned[slot][axis] = True
+        if isinstance(relation, Fresh):
             self._put(relation.port, self._fresh(relation.port, relation.size))
         elif not isinstance(relation, Unread):
             self._executors[type(relation)](relation)
@@ -293,13 +299,20 @@ class _Walk:
     def _same(self, ports: tuple[Port, ...]) -> None:
         base: Expr | None = None
         for port in ports:  # inputs come before outputs in every rule
-            present = self._get(port)
-            if present is None:
-                if port.slot >= 0:
+            slot, axis = port
+            present: Expr | None
+            if slot >= 0:
+                exprs = self._inputs[slot]
+                if exprs is None:
                     continue  # an input of unknown rank
+                present = exprs[axis]
+                self._mentioned[slot][axis] = True
+            else:
+                present = self._outputs[~slot][axis]
+            if present is None:
                 if base is None:
                     base = self._fresh(port, None)
-                self._outputs[~port.slot][port.axis] = base
+                self._outputs[~slot][axis] = base
             elif base is None:
                 base = present
             elif present is not base:
@@ -434,26 +447,25 @@ def _is_single_position(expr: Expr, position: int) -> bool:
     return False
 
 
-def _ports(relations: Iterable[Relation]) -> Iterator[Port]:
-    for relation in relations:
-        for field in relation:
-            if isinstance(field, Port):
-                yield field
-            elif isinstance(field, tuple):
-                yield from _nested(field)
+def _blank(value: ir.Value, output: int, relations: Iterable[Relation]) -> list[Expr | None]:
+    """Output axes before any relation: as many as declared, or as the relations name."""
+    if value.shape is not None:
+        return [None] * len(value.shape)
+    named = [axis for relation in relations for slot, axis in _ports(relation) if slot == ~output]
+    return [None] * (max(named) + 1 if named else 0)
 
 
-def _nested(field: tuple[object, ...]) -> Iterator[Port]:
-    for item in field:
+def _ports(relation: tuple[object, ...]) -> Iterator[Port]:
+    """Yield the ports that a relation names."""
+    for item in relation:
         if isinstance(item, Port):
             yield item
         elif isinstance(item, tuple):
-            yield from _nested(item)
+            yield from _ports(item)
 
 
 def _has_no_subgraph(node: ir.Node) -> bool:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return all(attribute.type not in kinds for attribute in node.attributes.values())
+    return all(attribute.type not in _SUBGRAPHS for attribute in node.attributes.values())
 
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:
@@ -478,13 +490,14 @@ def _made_up_names(graph: ir.Graph) -> set[str]:
         for dim in (value.shape or ())
         if not isinstance(dim, int) and dim.value and not _MADE_UP.match(dim.value)
     }
-    found: set[str] = set()
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    for value in values:
-        for entry in declared_shape(value) or ():
-            if isinstance(entry, Polynomial):
-                found.update(name for name in entry.names if name not in given)
-    return found
+    found = {
+        dimension_name(value, axis, dim)
+        for value in values
+        for axis, dim in enumerate(value.shape or ())
+        if not isinstance(dim, int)
+    }
+    return found - given
 
 
 __all__ = ["analyse_axes"]

@@ -94,6 +94,10 @@ class AxisMap:
         """Return a tracked integer tensor with the axes it was computed from."""
         return None if value is None else self._entries.get(value)
 
+    def reads_tracked(self, node: ir.Node) -> bool:
+        """Tell whether some input is a tracked integer tensor."""
+        return any(value in self._entries for value in node.inputs)
+
     def reasons(self, atom: Atom) -> tuple[Reason, ...]:
         """Return why an atom may not be cut; empty when it may."""
         return tuple(atom.reasons)
@@ -101,6 +105,10 @@ class AxisMap:
     def values(self) -> Sequence[ir.Value]:
         """Return every computed value of known rank, in graph order."""
         return [value for value, exprs in self._values.items() if exprs is not None]
+
+    def holds_positions(self) -> bool:
+        """Tell whether any tensor so far holds positions of an axis."""
+        return bool(self._positions)
 
     def positions(self, value: ir.Value | None) -> Expr | None:
         """Return the axis whose positions an integer tensor holds, None where unknown."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,7 @@ from secateur.graph_passes.axes.sizes import Size
 _numbers = count()
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """Why an atom may not be cut: one sentence and the name of the node that says so."""
 
     text: str
@@ -46,7 +46,8 @@ class Atom:
     size: Size
     label: str = ""
     definition: Expr | None = None
-    reasons: list[Reason] = field(default_factory=list)
+    reasons: dict[Reason, None] = field(default_factory=dict)
+    """An ordered set: an axis that runs through the whole graph collects thousands."""
     at_least: int = 0
     """So many are picked at a time (TopK), so that fewer may not stay."""
     number: int = field(default_factory=lambda: next(_numbers))
@@ -109,6 +110,13 @@ def resolve(expr: Expr) -> Expr:
         else:
             factors.extend(concatenation(terms))
     return tuple(factors)
+
+
+def current_size(expr: Expr) -> Size:
+    """Return the size of an axis by its leaves; a dynamic one may have become known since."""
+    if len(expr) == 1 and type(expr[0]) is Atom and type(expr[0].size) is int:
+        return expr[0].size  # an integer stays what it is, however the atom is refined
+    return size(resolve(expr))
 
 
 def size(expr: Expr) -> Size:
@@ -195,6 +203,7 @@ __all__ = [
     "Reason",
     "Sum",
     "concatenation",
+    "current_size",
     "factor_size",
     "indices",
     "leaves",

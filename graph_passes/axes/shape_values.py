@@ -57,7 +57,7 @@ def track(node: ir.Node, axes: AxisMap) -> None:
     if tracker is None:
         return
     inputs = [axes.entries(value) for value in node.inputs]
-    if node.op_type not in _FROM_AXES and any(
+    if node.op_type not in FROM_AXES and any(
         entries is None for entries, value in zip(inputs, node.inputs, strict=True) if value
     ):
         return
@@ -223,7 +223,8 @@ def _constant_of_shape(
     return tuple(Entry(int(array.reshape(-1)[0])) for _ in range(length))
 
 
-_FROM_AXES = frozenset({"Shape", "Size"})
+FROM_AXES = frozenset({"Shape", "Size"})
+"""Ops that make integers from the axes of what they read; the others need tracked integers."""
 _TRACKERS: dict[str, Tracker] = {
     "Shape": _shape,
     "Size": _size,
@@ -247,4 +248,4 @@ _TRACKERS: dict[str, Tracker] = {
     "ConstantOfShape": _constant_of_shape,
 }
 
-__all__ = ["SHAPE_SLOTS", "data_sources", "track", "track_constant"]
+__all__ = ["FROM_AXES", "SHAPE_SLOTS", "data_sources", "track", "track_constant"]

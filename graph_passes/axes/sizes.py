@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 Monomial = tuple[str, ...]
 
@@ -20,10 +21,11 @@ class Polynomial:
         self.terms: dict[Monomial, int] = dict(terms)
         self._hash = hash(frozenset(self.terms.items()))
 
-    @classmethod
-    def symbol(cls, name: str) -> Polynomial:
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def symbol(name: str) -> Polynomial:
         """Return the size that is called ``name``."""
-        return cls({(name,): 1})
+        return Polynomial({(name,): 1})
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Polynomial) and self.terms == other.terms

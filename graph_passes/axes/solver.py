@@ -52,8 +52,7 @@ class Solver:
     def freeze(self, expr: Expr, reason: Reason) -> None:
         """Give every leaf of ``expr`` the reason."""
         for atom in leaves(expr):
-            if reason not in atom.reasons:
-                atom.reasons.append(reason)
+            atom.reasons.setdefault(reason)
 
     def require(self, expr: Expr, at_least: int, node: str = "") -> None:
         """Let no fewer than ``at_least`` positions of an axis stay.
@@ -70,6 +69,8 @@ class Solver:
         """Make both sides the same axis; False where they had to be frozen."""
         left, right = resolve(left), resolve(right)
         if left == right:
+            return True
+        if len(left) == 1 and len(right) == 1 and self._join(left[0], right[0], node):
             return True
         if self._depth > _MAX_DEPTH:
             return self._give_up(left, right, node, "the relation does not converge")
@@ -141,6 +142,19 @@ class Solver:
         if len(left) == 1 and len(right) == 1:
             return self._unify_sums(left, right, node)
         return self._unify_products(left, right, node)
+
+    def _join(self, one: Factor, other: Factor, node: str) -> bool:
+        """Make two leaf atoms of one integer size the same: most relations are no more."""
+        if type(one) is not Atom or type(other) is not Atom:
+            return False
+        if type(one.size) is not int or one.size != other.size:
+            return False
+        older, younger = (one, other) if one.number < other.number else (other, one)
+        younger.definition = (older,)  # the older one stays: it is nearer to the input
+        older.reasons.update(younger.reasons)
+        if younger.at_least:
+            self.require((older,), younger.at_least, node)
+        return True
 
     def _bind(self, atom: Atom, expr: Expr, node: str) -> bool:
         if len(expr) == 1 and isinstance(expr[0], Atom) and expr[0].number > atom.number:

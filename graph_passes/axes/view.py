@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.graph_passes.axes.axis_map import AxisMap, constant
-from secateur.graph_passes.axes.expression import Expr, resolve, size
+from secateur.graph_passes.axes.expression import Expr, current_size
 from secateur.graph_passes.axes.sizes import Polynomial, Size
 
 
@@ -49,7 +49,7 @@ class View:
             return declared_shape(self.node.outputs[~slot])
         if slot not in self._shapes:
             exprs = self._inputs[slot] if slot < len(self._inputs) else None
-            found = None if exprs is None else tuple([size(resolve(expr)) for expr in exprs])
+            found = None if exprs is None else tuple([current_size(expr) for expr in exprs])
             self._shapes[slot] = found
         return self._shapes[slot]
 
@@ -93,8 +93,13 @@ def declared_shape(value: ir.Value) -> tuple[Size, ...] | None:
         if isinstance(dim, int):
             sizes.append(dim)
         else:
-            sizes.append(Polynomial.symbol(dim.value or f"{value.name}:{axis}"))
+            sizes.append(Polynomial.symbol(dimension_name(value, axis, dim)))
     return tuple(sizes)
 
 
-__all__ = ["View", "declared_shape"]
+def dimension_name(value: ir.Value, axis: int, dim: ir.SymbolicDim) -> str:
+    """Return the name of a dynamic dimension, one of its own where the file gives none."""
+    return dim.value or f"{value.name}:{axis}"
+
+
+__all__ = ["View", "declared_shape", "dimension_name"]

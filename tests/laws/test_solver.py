@@ -224,7 +224,7 @@ def test_reasons_reach_what_an_atom_turns_out_to_be() -> None:
     (whole,), parts = solver.fresh(12), solver.fresh(3) + solver.fresh(4)
     solver.freeze((whole,), Reason("kept"))
     assert solver.unify((whole,), parts)
-    assert all(atom.reasons == [Reason("kept")] for atom in leaves(parts))
+    assert all(list(atom.reasons) == [Reason("kept")] for atom in leaves(parts))
 
 
 def test_a_floor_on_an_axis_that_is_refined_freezes_it() -> None:

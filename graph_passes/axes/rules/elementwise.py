@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from secateur.graph_passes.axes.relations import AXIS_RULES, OUT, Port, Relation, Same, Unread
 from secateur.graph_passes.axes.view import View
@@ -25,25 +26,38 @@ _BROADCAST = (
 
 
 @AXIS_RULES.register(*_BROADCAST, *_ONE_INPUT)
-def elementwise(view: View) -> Iterator[Relation]:
+def elementwise(view: View) -> Iterable[Relation]:
     """(..., A), (..., A or 1), ... -> (..., A): every axis is carried.
 
     A broadcast axis of size 1 takes part in nothing.
     """
-    shapes = [view.shape(slot) for slot in range(len(view)) if view.has(slot)]
-    slots = [slot for slot in range(len(view)) if view.has(slot)]
-    if any(shape is None for shape in shapes):
-        return
-    rank = max(len(shape) for shape in shapes if shape is not None)
+    operands = []
+    for slot in range(len(view)):
+        if view.has(slot):
+            shape = view.shape(slot)
+            if shape is None:
+                return ()
+            operands.append((slot, *[size == 1 for size in shape]))
+    return _carried(tuple(operands))
+
+
+@lru_cache(maxsize=1024)
+def _carried(operands: tuple[tuple[int, ...], ...]) -> tuple[Relation, ...]:
+    """Relations of operands given as slot and, per axis, whether its size is 1.
+
+    They depend on nothing else, and half of the nodes of a graph are of this kind.
+    """
+    rank = max(len(units) - 1 for units in operands)
+    relations = []
     for axis in range(rank):
         ports: list[Port] = []
         units: list[Port] = []
-        for slot, shape in zip(slots, shapes, strict=True):
-            here = axis - rank + len(shape or ())
-            if shape is None or here < 0:
-                continue
-            (units if shape[here] == 1 else ports).append(Port(slot, here))
-        yield Same((*(ports or units[:1]), Port(OUT, axis)))
+        for slot, *is_unit in operands:
+            here = axis - rank + len(is_unit)
+            if here >= 0:
+                (units if is_unit[here] else ports).append(Port(slot, here))
+        relations.append(Same((*(ports or units[:1]), Port(OUT, axis))))
+    return tuple(relations)
 
 
 @AXIS_RULES.register("Dropout")

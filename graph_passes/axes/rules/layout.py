@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 from secateur.graph_passes.axes.relations import (
     AXIS_RULES,
@@ -26,12 +27,16 @@ _LENGTHS = "the lengths of the parts are computed"
 
 
 @AXIS_RULES.register("Transpose")
-def transpose(view: View) -> Iterator[Relation]:
+def transpose(view: View) -> Iterable[Relation]:
     """Axis ``perm[i]`` of the input is axis i of the output."""
     rank = view.rank(0) or 0
     perm = view.attribute_ints("perm") or tuple(reversed(range(rank)))
-    for out, axis in enumerate(perm):
-        yield Same((Port(0, axis), Port(OUT, out)))
+    return _permuted(tuple(perm))
+
+
+@lru_cache(maxsize=1024)
+def _permuted(perm: tuple[int, ...]) -> tuple[Relation, ...]:
+    return tuple([Same((Port(0, axis), Port(OUT, out))) for out, axis in enumerate(perm)])
 
 
 @AXIS_RULES.register("Reshape")
