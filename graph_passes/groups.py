@@ -185,8 +185,8 @@ def _weight_uses(model: ir.Model, axes: AxisMap) -> dict[Atom, list[WeightUse]]:
 def _guess(node: ir.Node, value: ir.Value) -> str:
     """Name a weight by the module that reads it where the exporter renamed it."""
     name = value.name or ""
-    path = module_path(node)
-    return f"{path}.{name}" if path and not name.startswith(path) and "." not in name else name
+    path = "" if "." in name else module_path(node)
+    return f"{path}.{name}" if path and not name.startswith(path) else name
 
 
 def _group(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> Group:

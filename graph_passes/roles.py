@@ -145,12 +145,7 @@ def _fused(node: ir.Node, axes: AxisMap) -> tuple[Sequence[Expr], Sequence[Expr]
 
 def _stands_alone(atom: Atom, first: Atom, axes: AxisMap) -> bool:
     """Tell whether an atom is also found without ``first`` before it (another set of heads)."""
-    for node, slot in axes.constant_uses():
-        for expr in axes.at(node, slot):
-            atoms = leaves(expr)
-            if atom in atoms and first not in atoms:
-                return True
-    return False
+    return any(first not in leaves(expr) for expr in axes.constant_axes_with(atom))
 
 
 def _is_of_queries_only(node: ir.Node, atom: Atom, axes: AxisMap) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from secateur.graph_passes.axes.expression import Atom, Expr, Reason, resolve
+from secateur.graph_passes.axes.expression import Atom, Expr, Reason, leaves, resolve
 from secateur.graph_passes.axes.relations import Port
 from secateur.graph_passes.axes.sizes import Size
 from secateur.graph_passes.axes.solver import Solver
@@ -48,6 +48,7 @@ class AxisMap:
         self._uses: dict[tuple[ir.Node, int], list[Expr]] = {}
         self._entries: dict[ir.Value, tuple[Entry, ...]] = {}
         self._positions: dict[ir.Value, Expr] = {}
+        self._standing: dict[Atom, list[Expr]] | None = None
 
     def of(self, value: ir.Value) -> tuple[Expr, ...]:
         """Return the axes of a computed value or a graph input, resolved to leaves.
@@ -129,6 +130,19 @@ class AxisMap:
     def set_entries(self, value: ir.Value, entries: tuple[Entry, ...]) -> None:
         """Record a tracked integer tensor."""
         self._entries[value] = entries
+
+    def constant_axes_with(self, atom: Atom) -> Sequence[Expr]:
+        """Return the axes of constants, one per use, that a leaf atom stands in.
+
+        To be asked when the walk is over: what is found first is kept.
+        """
+        if self._standing is None:
+            self._standing = {}
+            for node, slot in self._uses:
+                for expr in self.at(node, slot):
+                    for leaf in leaves(expr):
+                        self._standing.setdefault(leaf, []).append(expr)
+        return self._standing.get(atom, ())
 
     def constant_uses(self) -> Sequence[tuple[ir.Node, int]]:
         """Return every (node, slot) that reads a constant, in graph order."""
