@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check zoo oracles properties clean setup
+.PHONY: demo test check zoo frameworks oracles properties clean setup
 
 setup: $(READY)
 
@@ -40,6 +40,19 @@ $(ZOO_VENV)/.ready: $(READY)
 
 zoo: $(ZOO_VENV)/.ready
 	$(ZOO_VENV)/bin/python tests/zoo/run.py $(ZOO)
+
+# Files that the converters of TensorFlow and JAX write, in an environment of its own on top of
+# .venv: both are large (2 GB) and nothing else needs them. `make test` runs scikit-learn's.
+FRAMEWORKS_VENV := build/frameworks-venv
+
+$(FRAMEWORKS_VENV)/.ready: $(READY) tests/frameworks/requirements.txt
+	$(PYTHON) -m venv $(FRAMEWORKS_VENV)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')')" > $$($(FRAMEWORKS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/on_top_of.pth
+	$(FRAMEWORKS_VENV)/bin/pip install -q --disable-pip-version-check --no-deps -r tests/frameworks/requirements.txt
+	touch $@
+
+frameworks: $(FRAMEWORKS_VENV)/.ready
+	$(FRAMEWORKS_VENV)/bin/python -m pytest tests/frameworks/test_converters.py
 
 oracles: $(READY)
 	$(BIN)/python -m pytest tests/oracles

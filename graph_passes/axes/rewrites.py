@@ -37,7 +37,7 @@ def target(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
         ]
         replace_ints(node, slot, new)
         return
-    _respell_computed(node, slot, exprs, keep)
+    _respell_computed(node, slot, axes, keep)
 
 
 def _aligned(exprs: Sequence[Expr], length: int) -> Sequence[Expr]:
@@ -51,9 +51,9 @@ def _entry(old: int, expr: Expr, keep: Keep) -> int:
     return len(indices(expr, keep))
 
 
-def _respell_computed(node: ir.Node, slot: int, exprs: tuple[Expr, ...], keep: Keep) -> None:
+def _respell_computed(node: ir.Node, slot: int, axes: AxisMap, keep: Keep) -> None:
     """A target computed from shapes: static axes become constants, one cut dynamic axis -1."""
-    old = node.inputs[slot]
+    old, exprs = node.inputs[slot], axes.at(node, OUT)
     assert old is not None
     aligned = _aligned(exprs, _length(old) or len(exprs))
     cut_dynamic = [
@@ -65,13 +65,39 @@ def _respell_computed(node: ir.Node, slot: int, exprs: tuple[Expr, ...], keep: K
             where=node_name(node),
             next_step="keep the groups of this block whole",
         )
-    entries: list[int | None] = []
+    spelled = axes.ints(old) or ()
+    entries: list[int | ir.Value | None] = []
     for i, expr in enumerate(aligned):
         if isinstance(size(expr), int):
             entries.append(len(indices(expr, keep)))
+        elif i in cut_dynamic:
+            entries.append(-1)
+        elif cut_dynamic and i < len(spelled) and spelled[i] == -1:
+            entries.append(_length_of_input(node, expr, axes))  # only one size can be left open
         else:
-            entries.append(-1 if i in cut_dynamic else None)
+            entries.append(None)
     _concat_entries(node, slot, old, entries)
+
+
+def _length_of_input(node: ir.Node, expr: Expr, axes: AxisMap) -> ir.Value:
+    """(1,) int64: the length of the axis of the first input that is ``expr``."""
+    axis = next((i for i, other in enumerate(axes.at(node, 0)) if other == expr), None)
+    if axis is None:
+        raise PreconditionError(
+            "a computed shape leaves a size open that no axis of the input has",
+            where=node_name(node),
+            next_step="keep the groups of this block whole",
+        )
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    base = f"{node_name(node)}.length"
+    shape = ir.Node("", "Shape", [node.inputs[0]], name=f"{base}.shape")
+    position = new_constant(graph, f"{base}.position", np.array([axis], np.int64))
+    gathered = ir.Node("", "Gather", [shape.outputs[0], position], name=base)
+    for made in (shape, gathered):
+        made.outputs[0].name = made.name
+        graph.insert_before(node, made)
+    return gathered.outputs[0]
 
 
 def _length(value: ir.Value) -> int:
@@ -79,15 +105,21 @@ def _length(value: ir.Value) -> int:
     return static(shape[0]) if shape is not None and isinstance(shape[0], int) else 0
 
 
-def _concat_entries(node: ir.Node, slot: int, old: ir.Value, entries: list[int | None]) -> None:
-    if None not in entries:
-        replace_ints(node, slot, [e for e in entries if e is not None])
+def _concat_entries(
+    node: ir.Node, slot: int, old: ir.Value, entries: list[int | ir.Value | None]
+) -> None:
+    known = [entry for entry in entries if isinstance(entry, int)]
+    if len(known) == len(entries):
+        replace_ints(node, slot, known)
         return
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     parts: list[ir.Value] = []
     for i, entry in enumerate(entries):
         base = f"{node_name(node)}.target.{i}"
+        if isinstance(entry, ir.Value):
+            parts.append(entry)
+            continue
         if entry is not None:
             parts.append(new_constant(graph, base, np.array([entry], np.int64)))
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.laws.cases_classical import CLASSICAL
 from tests.laws.cases_dynamic import DYNAMIC
 from tests.laws.cases_layout import LAYOUT
 from tests.laws.cases_products import PRODUCTS
@@ -170,4 +171,5 @@ CASES: list[Case] = [
     *RECURRENT,
     *LAYOUT,
     *DYNAMIC,
+    *CLASSICAL,
 ]

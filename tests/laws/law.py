@@ -124,7 +124,8 @@ def proto(case: Case, arrays: Sequence[NDArray | None]) -> onnx.ModelProto:
             inputs.append(helper.make_tensor_value_info(name, kind, given.declared))
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
     graph = helper.make_graph([node], "case", inputs, outputs, constants)
-    opsets = [helper.make_opsetid("", case.opset), helper.make_opsetid("com.microsoft", 1)]
+    domains = {"": case.opset, "com.microsoft": 1, "ai.onnx.ml": 3}
+    opsets = [helper.make_opsetid(domain, version) for domain, version in domains.items()]
     if domain == MARKER[0]:
         opsets.append(helper.make_opsetid(domain, 1))
     return helper.make_model(graph, opset_imports=opsets, ir_version=10 if case.opset < 23 else 11)

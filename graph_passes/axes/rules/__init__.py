@@ -2,6 +2,7 @@
 
 from secateur.graph_passes.axes.rules import (
     attention,
+    classical,
     contraction,
     convolution,
     elementwise,
@@ -16,6 +17,7 @@ from secateur.graph_passes.axes.rules import (
 
 __all__ = [
     "attention",
+    "classical",
     "contraction",
     "convolution",
     "elementwise",
