@@ -131,7 +131,8 @@ def allow_decomposition(trt: Any, network: Any) -> int:  # noqa: ANN401
         layer = network.get_layer(place)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer
-            layer.attention.decomposable = True
+            attention_input = layer
+            attention_input.attention.decomposable = True
             found += 1
     return found
 

@@ -1,7 +1,7 @@
 """Opens a TensorRT engine and runs it, one call at a time, on the first CUDA device.
 
 Not yet run on hardware: no CUDA device was at hand when this was written. Every name of the
-library that it uses is held to the installed bindings by a test.
+library that it uses is held to the published bindings of four versions by a test.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ tables are committed, one JSON file per version, and CI reads those.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -72,7 +73,15 @@ def describe(wheel: Path) -> dict[str, object]:
         if done.returncode:
             raise SystemExit(f"{wheel.name} cannot be imported:\n{done.stderr}")
         table: dict[str, object] = json.loads(done.stdout)
-        return table
+        return table | {"python": _defined(binding.parent / "__init__.py")}
+
+
+def _defined(module: Path) -> list[str]:
+    """Functions and variables that the package adds to its bindings."""
+    body = ast.parse(module.read_text(encoding="utf-8")).body
+    functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
+    return sorted([*functions, *(t.id for t in targets if isinstance(t, ast.Name))])
 
 
 def _empty_libraries(binding: Path, folder: Path) -> None:
