@@ -1,0 +1,57 @@
+"""How much a token matters: three views of it, averaged.
+
+Position 0 (class or text-start token) is never scored; it takes part in no sum, and comes
+out with importance 0. Tokens that are not alive (filling, padding) likewise.
+
+*Source: Cao et al., CVPR 2024, token importance score (TIS).*
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-8
+
+
+def class_score(probabilities: Tensor, heads: Tensor) -> Tensor:
+    """Return the attention of position 0 to every token, heads weighted by the token, (B, L).
+
+    A head's weight for token n is its share in the norms of all heads' outputs *at n*.
+
+    Args:
+        probabilities: (B, H, L, L) attention, rows are queries.
+        heads: (B, H, L, Dh) outputs per head, before the output projection.
+    """
+    norms = torch.linalg.vector_norm(heads.float(), dim=-1)
+    weights = norms / (norms.sum(dim=1, keepdim=True) + EPSILON)
+    score: Tensor = (probabilities[:, :, 0].float() * weights).sum(dim=1)
+    return score
+
+
+def importance(
+    probabilities: Tensor, class_scores: Tensor, scores: Tensor, *, alive: Tensor
+) -> Tensor:
+    """Return the mean of the three terms, (B, L) float32; 0 where a token is not alive.
+
+    The terms are the attention that other tokens give it (largest head, summed over queries)
+    and its best concept score, each divided by its sum over the tokens, and ``class_scores``.
+
+    Args:
+        probabilities: (B, H, L, L) attention, rows are queries.
+        class_scores: (B, L) from ``class_score``.
+        scores: (B, L, T) from ``concept_scores``.
+        alive: (B or 1, L) bool, the tokens that count; False at position 0.
+    """
+    received = (probabilities.float().amax(dim=1) * alive[:, :, None]).sum(dim=1)
+    aligned = scores.amax(dim=-1)
+    total = _share(received, alive) + _share(aligned, alive) + class_scores.float()
+    return total / 3 * alive
+
+
+def _share(values: Tensor, alive: Tensor) -> Tensor:
+    values = values * alive
+    return values / (values.sum(dim=1, keepdim=True) + EPSILON)
+
+
+__all__ = ["EPSILON", "class_score", "importance"]

@@ -1,0 +1,5 @@
+"""MADTP's selection and merge in one layer of the BLIP vision branch."""
+
+from tests.oracles.madtp_layer import check
+
+__all__ = ["check"]
