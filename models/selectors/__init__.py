@@ -1,10 +1,13 @@
 """Token selectors, one file per criterion; importing this package registers them all."""
 
 from secateur.models.selectors import (  # noqa: F401 - registration
+    aim,
     class_row,
     column_mean,
     divprune,
+    dtop,
     fastervlm,
+    flowcut,
     fopru,
     hidden_norm,
     hiprune,
@@ -12,8 +15,11 @@ from secateur.models.selectors import (  # noqa: F401 - registration
     key_norm,
     lexrank,
     random,
+    reagent,
+    spatten,
     todre,
     todre_relevance,
+    top_vim,
     value_norm,
     vtc_cls,
     zero_tprune,
