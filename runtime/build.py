@@ -20,7 +20,7 @@ from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.profiles import complete_spec
 from secateur.runtime.sites import sites_from_metadata
 from secateur.runtime.targets import Target, parse_target
-from secateur.runtime.tensorrt import TensorRtRtx
+from secateur.runtime.tensorrt import TensorRt
 from secateur.runtime.versions import same_series
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,9 @@ def build_target(draft: Draft, target: str, *, optimisation: str, forced: bool) 
         draft.add_onnxruntime(optimisation=optimisation)
         return
     built = _build(model, draft.manifest.spec, parsed)
-    requires = same_series(str(built.record["versions"]["tensorrt"]))
+    version = str(built.record["versions"]["tensorrt"])
+    # An engine of TensorRT-RTX fits its whole series, one of TensorRT only its own version.
+    requires = same_series(version) if parsed.backend == "rtx" else f"=={version}"
     draft.add_engine(str(parsed), built, requires=requires)
     twin = draft.folder / FORCED_NAME
     if forced and twin.is_file():
@@ -89,7 +91,7 @@ def _build(model: Path, spec: EngineSpec, target: Target) -> Built:
     complete = complete_spec(outline, spec, target)
     check_build(outline, sites_from_metadata(outline.metadata), complete, target)
     logger.info("building %s for %s", model.name, target)
-    return TensorRtRtx().build_with_record(model, complete)
+    return TensorRt(target.backend).build_with_record(model, complete)
 
 
 def _check_runs(model: Path, optimisation: str) -> None:

@@ -1,4 +1,4 @@
-"""Target strings: ``onnxruntime``, ``rtx``, ``rtx:sm86,sm89``."""
+"""Target strings: ``onnxruntime``, ``rtx``, ``rtx:sm86,sm89``, ``tensorrt``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from secateur.errors import BadInputError
 # Compute capabilities that each kind of target can be built for; an empty tuple: takes none.
 CAPABILITIES: dict[str, tuple[str, ...]] = {
     "onnxruntime": (),
+    "tensorrt": (),  # builds for the GPU it runs on
     "rtx": ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
 }
 
@@ -55,7 +56,7 @@ def parse_target(text: str) -> Target:
 
 def _unknown(kind: str, text: str, word: str, known: tuple[str, ...]) -> BadInputError:
     close = difflib.get_close_matches(word, known, n=1)
-    hopper = "TensorRT-RTX has no build for sm90 (H100, H200); use onnxruntime there"
+    hopper = "TensorRT-RTX has no build for sm90 (H100, H200); use tensorrt or onnxruntime there"
     return BadInputError(
         f"unknown {kind} {word!r}",
         where=f"target {text!r}",

@@ -1,4 +1,7 @@
-"""TensorRT-RTX: engines built ahead of time, also without a GPU, and run on one."""
+"""TensorRT and TensorRT-RTX: engines built in a child process, and run on a CUDA device.
+
+TensorRT-RTX builds without a GPU, for any card; TensorRT builds for the GPU of its machine.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +30,12 @@ from secateur.runtime.versions import installed_version
 _LOG_TAIL_BYTES = 2000
 
 
-@BACKENDS.register("rtx")
 @dataclass(frozen=True, slots=True)
-class TensorRtRtx:
+class TensorRt:
     """Builds in a child process, because the builder can crash and take its process along."""
+
+    library: str
+    """Key of ``versions.LIBRARIES``: ``tensorrt`` or ``rtx``."""
 
     def build(self, onnx_path: Path, spec: EngineSpec) -> bytes:
         """The engine alone; see ``build_with_record``."""
@@ -44,9 +50,9 @@ class TensorRtRtx:
         """
         outline = read_outline(onnx_path)
         sites = sites_from_metadata(outline.metadata)
-        check_build(outline, sites, spec, Target("rtx", spec.compute_capabilities))
-        installed_version("rtx")
-        return build_in_child("rtx", onnx_path, spec)
+        check_build(outline, sites, spec, Target(self.library, spec.compute_capabilities))
+        installed_version(self.library)
+        return build_in_child(self.library, onnx_path, spec)
 
     @contextmanager
     def session(self, engine: Engine) -> Generator[Run]:
@@ -58,8 +64,12 @@ class TensorRtRtx:
         from secateur.runtime.tensorrt_session import open_engine
 
         content = engine.read_bytes() if isinstance(engine, Path) else engine
-        with open_engine("rtx", content) as run:
+        with open_engine(self.library, content) as run:
             yield run
+
+
+BACKENDS.register("rtx")(partial(TensorRt, "rtx"))
+BACKENDS.register("tensorrt")(partial(TensorRt, "tensorrt"))
 
 
 def build_in_child(backend: str, onnx_path: Path, spec: EngineSpec) -> Built:
@@ -120,4 +130,4 @@ def _log_tail(log: Path) -> str:
     return text or "nothing in its log"
 
 
-__all__ = ["TensorRtRtx", "build_in_child"]
+__all__ = ["TensorRt", "build_in_child"]

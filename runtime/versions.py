@@ -30,6 +30,13 @@ LIBRARIES: dict[str, Library] = {
         ("onnxruntime", "onnxruntime-gpu"),
         "pip install onnxruntime  (with CUDA: pip install onnxruntime-gpu)",
     ),
+    "tensorrt": Library(
+        "TensorRT",
+        "tensorrt",
+        ("tensorrt", "tensorrt_cu13", "tensorrt_cu12"),
+        "on Jetson it comes with JetPack (apt install python3-libnvinfer; a venv needs "
+        "--system-site-packages); on a server: pip install tensorrt",
+    ),
     "rtx": Library(
         "TensorRT-RTX",
         "tensorrt_rtx",
@@ -65,7 +72,11 @@ def installed_version(backend: str) -> str:
             return importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             continue
-    if importlib.util.find_spec(library.module) is None:
+    try:
+        found = importlib.util.find_spec(library.module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
         raise missing(backend, f"no module {library.module}")
     return ""
 

@@ -68,6 +68,7 @@ with open_session(sys.argv[1]) as run:
     [
         ("onnxruntime", ["run", "{bundle}", "--inputs", "{inputs}"], "pip install onnxruntime"),
         ("tensorrt_rtx", ["build", "{bundle}", "--target", "rtx:sm86"], "tensorrt_rtx_cu13"),
+        ("tensorrt", ["build", "{bundle}", "--target", "tensorrt"], "JetPack"),
     ],
 )
 def test_a_missing_library_names_its_install_command_and_exits_with_3(

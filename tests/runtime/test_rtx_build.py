@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from secateur.errors import BadInputError, BuildError, MissingDependencyError
 from secateur.runtime.backend import BACKENDS, EngineSpec, ShapeRange
-from secateur.runtime.tensorrt import TensorRtRtx, build_in_child
+from secateur.runtime.tensorrt import TensorRt, build_in_child
 
 X = ShapeRange((1, 4, 8), (1, 8, 8), (4, 16, 8))
 SPEC = EngineSpec(
@@ -23,7 +23,7 @@ SPEC = EngineSpec(
 
 
 def test_an_engine_comes_with_a_side_car_that_describes_it(selecting_path: Path) -> None:
-    built = TensorRtRtx().build_with_record(selecting_path, SPEC)
+    built = TensorRt("rtx").build_with_record(selecting_path, SPEC)
     record = built.record
     assert len(built.engine) > 10_000
     inputs = {info["name"]: info for info in record["inputs"]}
@@ -44,31 +44,31 @@ def test_an_engine_comes_with_a_side_car_that_describes_it(selecting_path: Path)
 
 
 def test_external_data_is_built_in(external_path: Path) -> None:
-    built = TensorRtRtx().build_with_record(external_path, EngineSpec(profiles={"x": X}))
+    built = TensorRt("rtx").build_with_record(external_path, EngineSpec(profiles={"x": X}))
     assert set(built.record["onnx_sha256"]) == {"dense.onnx", "weights.data"}
 
 
 def test_fp32_attention_is_built_from_parts(tmp_path: Path) -> None:
     path = _save_attention(tmp_path, shared=False)
     spec = EngineSpec(compute_capabilities=("sm86",))
-    built = TensorRtRtx().build_with_record(path, spec)
+    built = TensorRt("rtx").build_with_record(path, spec)
     assert built.record["decomposed_attentions"] == 1
     with pytest.raises(BuildError, match="dedicated kernel"):
-        TensorRtRtx().build(path, replace(spec, decomposable_attention=False))
+        TensorRt("rtx").build(path, replace(spec, decomposable_attention=False))
 
 
 def test_a_builder_that_crashes_is_a_build_error(tmp_path: Path) -> None:
     # Query and key being one tensor is what crashes the builder of version 1.7.
     path = _save_attention(tmp_path, shared=True)
     with pytest.raises(BuildError) as caught:
-        TensorRtRtx().build(path, EngineSpec(compute_capabilities=("sm86",)))
+        TensorRt("rtx").build(path, EngineSpec(compute_capabilities=("sm86",)))
     assert "SIGSEGV" in caught.value.what
     assert "[info]" in caught.value.got, "the tail of its log"
 
 
 def test_a_build_that_takes_too_long_is_stopped(selecting_path: Path) -> None:
     with pytest.raises(BuildError, match=r"longer than 0\.05 s"):
-        TensorRtRtx().build(selecting_path, replace(SPEC, timeout_s=0.05))
+        TensorRt("rtx").build(selecting_path, replace(SPEC, timeout_s=0.05))
 
 
 def test_every_error_of_the_parser_is_told_with_node_and_module(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_every_error_of_the_parser_is_told_with_node_and_module(tmp_path: Path) 
     entry.key, entry.value = "pkg.torch.onnx.name_scopes", "['', 'merger', 'fold']"
     onnx.save(model, path)
     with pytest.raises(BuildError, match="2 errors") as caught:
-        TensorRtRtx().build(path, EngineSpec(compute_capabilities=("sm86",)))
+        TensorRt("rtx").build(path, EngineSpec(compute_capabilities=("sm86",)))
     assert "node 'one' (Fold) of module merger" in caught.value.where
     assert "node 'two' (Unfold)" in caught.value.where
 
@@ -100,7 +100,7 @@ def test_an_error_without_a_node_is_told_with_the_node_parsed_last(
     inputs = {"x": (TensorProto.FLOAT, [2, 4]), "i": (TensorProto.INT64, [2, 4])}
     onnx.save(_graph([helper.make_node("Relu", ["x"], ["r"]), scatter], inputs), path)
     with pytest.raises(BuildError) as caught:
-        TensorRtRtx().build(path, EngineSpec(compute_capabilities=("sm86",)))
+        TensorRt("rtx").build(path, EngineSpec(compute_capabilities=("sm86",)))
     assert f"node '{name or 'y'}' (ScatterElements): Unsupported" in caught.value.where
 
 
@@ -119,7 +119,7 @@ def test_an_inconsistent_profile_is_an_error_though_the_builder_only_warns(tmp_p
         shape_values={"k": ShapeRange((1,), (4,), (9000,))},
     )
     with pytest.raises(BuildError, match="not self-consistent"):
-        TensorRtRtx().build(path, spec)
+        TensorRt("rtx").build(path, spec)
 
 
 def test_a_type_that_a_target_lacks_names_the_way_out(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_session_without_a_device_says_so(selecting_path: Path) -> None:
 
 def test_a_missing_file_is_refused_before_the_build(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="does not exist"):
-        TensorRtRtx().build(tmp_path / "none.onnx", SPEC)
+        TensorRt("rtx").build(tmp_path / "none.onnx", SPEC)
 
 
 def _graph(nodes: list, inputs: dict[str, tuple[int, list]]) -> onnx.ModelProto:
