@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +14,16 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx_ir.passes import Sequential, common
 
 from secateur.errors import BadInputError
+from secateur.export.weights_file import weights_outside
+from secateur.weights import Array, array_of
 
 EXTERNAL_ABOVE_BYTES = 1_500_000_000
 """Weights larger than this go into a file of their own: protobuf ends at 2 GiB."""
 
 _INLINE_BELOW_BYTES = 1024
-_CHUNK_ELEMENTS = 1 << 22
+_CHUNK_ELEMENTS = 1 << 18
+_INFINITIES = {ir.DataType.FLOAT16: np.uint16(0x7C00), ir.DataType.BFLOAT16: np.uint16(0x7F80)}
+"""Bits of infinity; NaN has more without its sign."""
 _IR_VERSION_TAG = b"\x08"
 
 
@@ -70,17 +74,14 @@ def save(
     tensors = [tensor for _, tensor in _tensors(model)]
     outside = any(isinstance(tensor, ir.ExternalTensor) for tensor in tensors)
     external = outside or sum(tensor.nbytes for tensor in tensors) > external_above_bytes
-    data_name = f"{file.stem}.{_digest(model)}.data" if external else None
+    above_bytes = _INLINE_BELOW_BYTES if external else sys.maxsize
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
             written = Path(folder) / file.name
-            ir.save(
-                model, written, external_data=data_name, size_threshold_bytes=_INLINE_BELOW_BYTES
-            )
-            moved = []
-            if data_name is not None and (Path(folder) / data_name).exists():
-                moved.append((Path(folder) / data_name).replace(file.parent / data_name))
+            with weights_outside(model, Path(folder), file.stem, above_bytes=above_bytes) as data:
+                ir.save(model, written)
+            moved = [] if data is None else [data.replace(file.parent / data.name)]
             return (written.replace(file), *moved)
     except OSError as error:
         raise BadInputError("cannot write the model", where=str(file), got=str(error)) from error
@@ -230,11 +231,11 @@ def _check_external(file: Path, name: str, tensor: ir.ExternalTensor) -> None:
 
 
 def _check_numbers(file: Path, name: str, tensor: ir.TensorProtocol) -> None:
-    """Refuse NaN; one chunk at a time, and pages of a mapped file are given back."""
+    """Refuse NaN; one chunk at a time, which stays in the processor's cache."""
     if tensor.dtype == ir.DataType.STRING:
         return
     try:
-        flat = tensor.numpy().reshape(-1)
+        flat = array_of(tensor).reshape(-1)
     except ValueError as error:
         raise BadInputError(
             "a weight's bytes do not fill its shape",
@@ -246,7 +247,7 @@ def _check_numbers(file: Path, name: str, tensor: ir.TensorProtocol) -> None:
     if not tensor.dtype.is_floating_point() or tensor.dtype.bitwidth < 16:
         return
     for start in range(0, flat.size, _CHUNK_ELEMENTS):
-        wrong = int(np.isnan(flat[start : start + _CHUNK_ELEMENTS].astype(np.float32)).sum())
+        wrong = _count_nan(flat[start : start + _CHUNK_ELEMENTS], tensor.dtype)
         if wrong:
             raise BadInputError(
                 "a weight holds NaN",
@@ -254,19 +255,14 @@ def _check_numbers(file: Path, name: str, tensor: ir.TensorProtocol) -> None:
                 got=f"{wrong} NaN among its values",
                 next_step="export the model again from a checkpoint that is whole",
             )
-    if isinstance(tensor, ir.ExternalTensor):
-        del flat
-        tensor.release()
 
 
-def _digest(model: ir.Model) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in _tensors(model):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()
-    return digest.hexdigest()[:12]
+def _count_nan(chunk: Array, dtype: ir.DataType) -> int:
+    """Count NaN; by their bits where numpy would convert number by number."""
+    infinity = _INFINITIES.get(dtype)
+    if infinity is None:
+        return int(np.count_nonzero(np.isnan(chunk)))
+    return int(np.count_nonzero((chunk.view(np.uint16) & np.uint16(0x7FFF)) > infinity))
 
 
 __all__ = ["EXTERNAL_ABOVE_BYTES", "from_onnx", "infer_missing_shapes", "save"]

@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.axes import AxisMap, Expr, analyse_axes, constant, size
+from secateur.graph_passes.axes import AxisMap, Expr, analyse_axes, size
+from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.names import layer_of, module_path
 from secateur.graph_passes.selection.flow import bottlenecks, descendants, readers
 
@@ -188,7 +189,7 @@ def _score_product(
     if node is None or node.domain:
         return None
     if node.op_type == "MatMul":
-        is_weight = any(item is None or constant(item) is not None for item in node.inputs)
+        is_weight = any(item is None or constant_tensor(item) is not None for item in node.inputs)
         return None if is_weight else (node, steps)
     if node.op_type not in _STEPS:
         return None
@@ -359,7 +360,7 @@ def _is_sum(value: ir.Value) -> bool:
     node = value.producer()
     if node is None or node.op_type != "Add":
         return False
-    return all(item is not None and constant(item) is None for item in node.inputs)
+    return all(item is not None and constant_tensor(item) is None for item in node.inputs)
 
 
 def _is_normalised(value: ir.Value) -> bool:

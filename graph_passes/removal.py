@@ -19,6 +19,7 @@ from secateur.graph_passes.groups import Analysis, analyse_prepared
 from secateur.graph_passes.names import name_copies
 from secateur.graph_passes.plan import Plan, resolve_plan
 from secateur.graph_passes.prepare import prepare
+from secateur.weights import array_of, take
 
 _Cut = tuple[tuple[int, bytes], ...]
 """Per cut axis its number and the kept positions: what makes two uses the same."""
@@ -129,10 +130,7 @@ def _replace(graph: ir.Graph, value: ir.Value, key: _Cut, uses: _Uses) -> str:
 
 
 def _take(tensor: ir.TensorProtocol, kept: Mapping[int, NDArray[np.int64]]) -> ir.TensorProtocol:
-    array = tensor.numpy()
-    for axis, positions in kept.items():
-        array = array.take(positions, axis)
-    return ir.Tensor(np.ascontiguousarray(array), dtype=tensor.dtype)
+    return ir.Tensor(take(array_of(tensor), kept), dtype=tensor.dtype)
 
 
 def _resize_values(model: ir.Model, axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]) -> None:

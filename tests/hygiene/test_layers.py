@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-_CORE = {"secateur.registry", "secateur.errors", "secateur.import_guard", "secateur.units"}
+_CORE = {f"secateur.{name}" for name in ("registry", "errors", "import_guard", "units", "weights")}
 _LIBRARIES = {"models", "export", "graph_passes", "runtime", "calibration"}
 
 # layer -> the layers below it that it may import; the core is open to everybody.
@@ -17,6 +17,7 @@ _BELOW: dict[str, set[str]] = {
     "errors": set(),
     "import_guard": set(),
     "units": set(),
+    "weights": set(),
     "models": set(),
     "export": {"models"},
     "graph_passes": set(),
