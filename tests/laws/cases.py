@@ -5,6 +5,8 @@ from __future__ import annotations
 from tests.laws.cases_classical import CLASSICAL
 from tests.laws.cases_dynamic import DYNAMIC
 from tests.laws.cases_layout import LAYOUT
+from tests.laws.cases_microsoft import MICROSOFT
+from tests.laws.cases_more import MORE
 from tests.laws.cases_products import PRODUCTS
 from tests.laws.cases_recurrent import RECURRENT
 from tests.laws.given import c, ints, x
@@ -172,4 +174,6 @@ CASES: list[Case] = [
     *LAYOUT,
     *DYNAMIC,
     *CLASSICAL,
+    *MICROSOFT,
+    *MORE,
 ]

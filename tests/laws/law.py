@@ -331,4 +331,4 @@ def _fill(
     gone = np.ones(array.shape[port.axis], bool)
     gone[positions(subject.case, subject.axes.expr(subject.node, port), keep)] = False
     view = np.moveaxis(array, port.axis, 0)
-    view[gone] = value if array.dtype.kind == "f" else np.flip(view)[gone]
+    view[gone] = np.flip(view)[gone] if math.isnan(value) and array.dtype.kind != "f" else value

@@ -6,13 +6,17 @@ from secateur.graph_passes.axes.rules import (
     contraction,
     convolution,
     elementwise,
+    frozen,
     generators,
     indexing,
     layout,
     marker,
+    microsoft,
     normalisation,
+    quantisation,
     recurrent,
     reduction,
+    sampling,
 )
 
 __all__ = [
@@ -21,11 +25,15 @@ __all__ = [
     "contraction",
     "convolution",
     "elementwise",
+    "frozen",
     "generators",
     "indexing",
     "layout",
     "marker",
+    "microsoft",
     "normalisation",
+    "quantisation",
     "recurrent",
     "reduction",
+    "sampling",
 ]

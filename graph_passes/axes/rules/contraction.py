@@ -57,7 +57,7 @@ def fused_matmul(view: View) -> Iterator[Relation]:
     yield Same((Port(1, b - 2 if swap_b else b - 1), Port(OUT, n_batch + 1)))
 
 
-@AXIS_RULES.register("Gemm")
+@AXIS_RULES.register("Gemm", "com.microsoft:FusedGemm")
 def gemm(view: View) -> Iterator[Relation]:
     """(M, K) @ (K, N) + C -> (M, N), operands possibly transposed; C broadcasts."""
     swap_a, swap_b = view.integer("transA", 0), view.integer("transB", 0)

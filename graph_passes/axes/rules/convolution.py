@@ -31,18 +31,33 @@ def conv(view: View) -> Iterator[Relation]:
 
     With a kernel of size 1, stride 1 and no padding space is carried.
     """
-    weight = view.shape(1)
+    yield from conv_like(view, 1, (Port(2, 0),) if view.has(2) else ())
+
+
+@AXIS_RULES.register("com.microsoft:FusedConv")
+def fused_conv(view: View) -> Iterator[Relation]:
+    """Conv, to which input 3, (B, G*O, *S'), may be added, and an activation."""
+    yield from conv_like(view, 1, (Port(2, 0),) if view.has(2) else ())
+    for axis in range(view.rank(3) or 0):
+        yield Same((Port(3, axis), Port(OUT, axis)))
+
+
+def conv_like(view: View, slot: int, per_channel: tuple[Port, ...]) -> Iterator[Relation]:
+    """Relate the axes of a convolution whose weight is input ``slot``.
+
+    ``per_channel`` are ports that go along the output channels: bias, scales.
+    """
+    weight = view.shape(slot)
     if weight is None:
         return
     yield Same((Port(0, 0), Port(OUT, 0)))
-    bias = (Port(2, 0),) if view.has(2) else ()
-    yield Same((Port(1, 0), *bias, Port(OUT, 1)))
+    yield Same((Port(slot, 0), *per_channel, Port(OUT, 1)))
     group = view.integer("group", 1)
     if group == 1:
-        yield Fold((Port(0, 1), Port(1, 1)), neutral=0.0)
+        yield Fold((Port(0, 1), Port(slot, 1)), neutral=0.0)
     else:
-        yield Blocks((Port(0, 1), Port(1, 0)), group, ((Port(1, 1),), ()))
-        yield Fold((Port(1, 1),), neutral=0.0)
+        yield Blocks((Port(0, 1), Port(slot, 0)), group, ((Port(slot, 1),), ()))
+        yield Fold((Port(slot, 1),), neutral=0.0)
     pointwise = _is_pointwise(view, weight[2:])
     for axis in range(2, len(weight)):
         if pointwise:
@@ -51,7 +66,7 @@ def conv(view: View) -> Iterator[Relation]:
             yield from _space(
                 axis, "the convolution mixes neighbours in space", _extent(view, axis, weight[axis])
             )
-            yield Frozen(Port(1, axis), "it is the extent of a kernel")
+            yield Frozen(Port(slot, axis), "it is the extent of a kernel")
 
 
 def _extent(view: View, axis: int, kernel: Size) -> Size | None:
@@ -80,7 +95,7 @@ def _space(axis: int, reason: str, extent: Size | None = None) -> Iterator[Relat
     yield Frozen(Port(OUT, axis), reason)
 
 
-@REWRITES.register("Conv", "ConvTranspose")
+@REWRITES.register("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "com.microsoft:FusedConv")
 def conv_group(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     """Spell ``group`` again: channels over channels per group, on the side where both stand."""
     group = node.attributes.get_int("group", 1)
@@ -89,7 +104,8 @@ def conv_group(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     both = axes.expr(node, Port(OUT if node.op_type == "ConvTranspose" else 0, 1))
     if not any(atom in keep for atom in leaves(both)):
         return  # neither groups nor what is inside one
-    per_group = len(indices(axes.expr(node, Port(1, 1)), keep))
+    weight = 3 if node.op_type == "QLinearConv" else 1
+    per_group = len(indices(axes.expr(node, Port(weight, 1)), keep))
     node.attributes["group"] = ir.AttrInt64("group", len(indices(both, keep)) // per_group)
 
 

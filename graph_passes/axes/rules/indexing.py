@@ -173,7 +173,7 @@ def gather_nd(view: View) -> Iterator[Relation]:
         yield Same((Port(0, axis), Port(OUT, axis - batch - depth + len(index) - 1)))
 
 
-@AXIS_RULES.register("ScatterElements")
+@AXIS_RULES.register("ScatterElements", "Scatter")
 def scatter_elements(view: View) -> Iterator[Relation]:
     """Written axis frozen; the others are carried by data and output."""
     rank = view.rank(0) or 0
