@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.calibration.importance.aggregation import check_names, normalise
 from secateur.errors import BadInputError
+from secateur.units import Normalise
 
+_ROUNDING = 1e-9
+"""What binary fractions may be off: 4 * (1 - 0.25) units are 3."""
 _Scores = Mapping[str, NDArray[np.float64]]
 
 
@@ -25,8 +30,14 @@ class Allocation:
     """Rank within each group, or over all groups together."""
     round_to: int = 1
     """Kept units of a group are a multiple of this, or all of them."""
-    at_least: int = 1
-    """Every group keeps this many."""
+    at_least: int = 0
+    """Every group keeps this many, also where then less goes than the ratio says. With 0 a
+    ratio that empties a group is refused; a global ranking spares one unit of each group and
+    takes others instead."""
+    normalise: Normalise = "sum"
+    """By what scores are divided before groups are compared, with scope ``global``."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Largest share that may go, by name of a group or pattern (``*layer.0*``); 0: none."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.ratio < 1.0:
@@ -34,21 +45,36 @@ class Allocation:
                 "the ratio to remove is no share",
                 got=str(self.ratio),
                 wanted="more than 0 and less than 1: 0.25 removes a quarter",
+                next_step="to remove whole layers, ask for blocks" if self.ratio == 1 else "",
             )
         if self.scope not in {"local", "global"}:
             raise BadInputError(f"unknown scope {self.scope!r}", wanted="local or global")
-        if self.round_to < 1 or self.at_least < 1:
+        if self.round_to < 1 or self.at_least < 0:
             raise BadInputError(
                 "round_to and at_least count units",
                 got=f"round_to {self.round_to}, at_least {self.at_least}",
-                wanted="1 or more",
+                wanted="round_to of 1 or more, at_least of 0 or more",
             )
+        for name, share in self.limits.items():
+            if not 0.0 <= share <= 1.0:
+                raise BadInputError(
+                    "a limit is no share", where=name, got=str(share), wanted="0 to 1"
+                )
+        check_names(normalise=self.normalise)
 
-    def rounded(self, wanted: float, size: int) -> int:
+    def limit(self, group: str) -> float:
+        """Largest share of a group that may go: the smallest limit that matches its name."""
+        return min((v for k, v in self.limits.items() if fnmatchcase(group, k)), default=1.0)
+
+    def lowest(self, group: str, size: int) -> int:
+        """Fewest units that a group has to keep, before rounding; 0 where nothing says."""
+        by_limit = math.ceil(size * (1.0 - self.limit(group)) - _ROUNDING)
+        return max(min(self.at_least, size), by_limit)
+
+    def rounded(self, wanted: float, lowest: int, size: int) -> int:
         """Nearest allowed number of kept units; halfway rounds up."""
         steps = max(math.floor(wanted / self.round_to + 0.5), 1)
-        lowest = math.ceil(min(self.at_least, size) / self.round_to)
-        return min(max(steps, lowest) * self.round_to, size)
+        return min(max(steps, math.ceil(lowest / self.round_to)) * self.round_to, size)
 
 
 def allocate(scores: _Scores, allocation: Allocation) -> dict[str, tuple[int, ...]]:
@@ -56,16 +82,52 @@ def allocate(scores: _Scores, allocation: Allocation) -> dict[str, tuple[int, ..
 
     Args:
         scores: (size,) per group, larger is kept. With scope ``global`` each group's scores
-            are divided by their mean first, so that layers of other scale compete fairly.
+            are normalised first.
         allocation: how much goes.
+
+    Raises:
+        BadInputError: a group would be emptied, nothing would go, or a limit is for a group
+            that is not there.
     """
-    counts = (
-        _local(scores, allocation) if allocation.scope == "local" else _global(scores, allocation)
-    )
-    return {
-        name: best(values, allocation.rounded(counts[name], len(values)))
+    _check_limits(scores, allocation)
+    if allocation.scope == "local":
+        counts = _local(scores, allocation)
+    else:
+        counts = _global(scores, allocation)
+    kept = {
+        name: best(values, _count(name, counts[name], len(values), allocation))
         for name, values in scores.items()
     }
+    if all(len(kept[name]) == len(values) for name, values in scores.items()):
+        sizes = sorted({len(values) for values in scores.values()})
+        raise BadInputError(
+            "nothing would be removed",
+            got=f"ratio {allocation.ratio}, round_to {allocation.round_to}, groups of "
+            + ", ".join(map(str, sizes)),
+            next_step="raise the ratio, or lower round_to, at_least or the limits",
+        )
+    return kept
+
+
+def _check_limits(scores: _Scores, allocation: Allocation) -> None:
+    for pattern in allocation.limits:
+        if not any(fnmatchcase(name, pattern) for name in scores):
+            raise BadInputError(
+                f"the limit {pattern!r} is for no group that is ranked",
+                wanted="one of: " + ", ".join(scores),
+            )
+
+
+def _count(name: str, wanted: float, size: int, allocation: Allocation) -> int:
+    lowest = allocation.lowest(name, size)
+    if lowest == 0 and math.floor(wanted + 0.5) == 0:
+        raise BadInputError(
+            f"the ratio {allocation.ratio} would remove all of {name}",
+            got=f"{wanted:.3g} of {size} units kept",
+            wanted="at least one kept unit",
+            next_step="lower the ratio, set at_least to 1, or remove whole blocks instead",
+        )
+    return allocation.rounded(wanted, lowest, size)
 
 
 def best(scores: NDArray[np.float64], count: int) -> tuple[int, ...]:
@@ -96,14 +158,21 @@ def _global(scores: _Scores, allocation: Allocation) -> dict[str, float]:
     """Count what is left of each group after the weakest units of all groups are gone."""
     names, merits = [], []
     for name, values in scores.items():
-        normalised = values / max(float(np.abs(values).mean()), np.finfo(np.float64).tiny)
-        merit = normalised.copy()
-        merit[list(best(values, allocation.at_least))] = np.inf
+        merit = normalise(values, allocation.normalise)
+        merit[list(best(values, max(allocation.lowest(name, len(values)), 1)))] = np.inf
         names += [name] * len(values)
         merits.append(merit)
     merit = np.concatenate(merits)
     n_removed = math.floor(len(merit) * allocation.ratio + 0.5)
-    stays = np.argsort(merit, kind="stable")[n_removed:]
+    n_free = int(np.isfinite(merit).sum())
+    asked = all(allocation.lowest(name, len(values)) for name, values in scores.items())
+    if n_removed > n_free and not asked:
+        raise BadInputError(
+            f"the ratio {allocation.ratio} would remove whole groups",
+            got=f"{n_removed} of {len(merit)} units, of which {n_free} may go",
+            next_step="lower the ratio, set at_least to 1, or remove whole blocks instead",
+        )
+    stays = np.argsort(merit, kind="stable")[min(n_removed, n_free) :]
     kept: dict[str, float] = dict.fromkeys(scores, 0.0)
     for position in stays:
         kept[names[position]] += 1

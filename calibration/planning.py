@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from secateur.calibration.allocation import Allocation, allocate
-from secateur.calibration.importance import Batches, Context, rank
+from secateur.calibration.block_choice import choose_blocks
+from secateur.calibration.importance import Batches, Context, Scoring, rank
 from secateur.errors import BadInputError
 from secateur.graph_passes.groups import Analysis, Group, analyse
 from secateur.graph_passes.plan import Plan, make_plan
@@ -23,20 +24,39 @@ class Ranking:
     data: Batches = ()
     """Batches of input arrays, for criteria that look at activations; read once."""
     seed: int = 0
+    scoring: Scoring = field(default_factory=Scoring)
+    """For criteria that measure weights."""
 
 
-def plan(model: ir.Model | Analysis, role: str, allocation: Allocation, ranking: Ranking) -> Plan:
-    """Choose which units of a role stay: ``heads``, ``ffn``, ``channels``, ...
+def plan(
+    model: ir.Model | Analysis,
+    role: str,
+    allocation: Allocation,
+    ranking: Ranking,
+    *,
+    allow_inexact: bool = False,
+) -> Plan:
+    """Choose which units of a role stay: ``heads``, ``ffn``, ``channels``, ...; or ``blocks``.
 
-    The residual width can go too; its removal is renormalised, which the plan says.
+    Args:
+        model: or its analysis, made with the outputs that may change shape.
+        role: of the groups to cut. The residual width can go too; its removal is
+            renormalised, which the plan says.
+        allocation: how much goes, and where from.
+        ranking: what goes first.
+        allow_inexact: also cut other groups that a norm is taken over, renormalised.
 
     Raises:
-        BadInputError: the model has no removable group of the role, or the criterion gives
-            NaN or needs data that is not there.
+        BadInputError: the model has no removable group of the role, a group would be
+            emptied, nothing would go, or the criterion gives NaN or needs data that is
+            not there.
     """
     analysis = model if isinstance(model, Analysis) else analyse(model)
-    groups = removable(analysis, role)
-    context = Context(analysis, groups, ranking.data, ranking.seed)
+    if role == "blocks":
+        blocks = choose_blocks(analysis.model, allocation, ranking.importance, seed=ranking.seed)
+        return make_plan(analysis, {}, blocks=blocks)
+    groups = removable(analysis, role, allow_inexact=allow_inexact)
+    context = Context(analysis, groups, ranking.data, seed=ranking.seed, scoring=ranking.scoring)
     keep = allocate(rank(ranking.importance, context), allocation)
     return make_plan(analysis, keep, allow_inexact=not all(group.exact for group in groups))
 
@@ -45,33 +65,37 @@ def combine(analysis: Analysis, plans: Sequence[Plan]) -> Plan:
     """Join plans for the same model into one.
 
     Raises:
-        BadInputError: two plans speak of the same group.
+        BadInputError: two plans speak of the same group or block, or one cuts what another
+            removes whole.
     """
     keep: dict[str, tuple[int, ...]] = {}
     for one in plans:
-        if twice := set(keep) & set(one.keep):
-            raise BadInputError(f"two plans cut {sorted(twice)[0]}")
+        if twice := sorted(set(keep) & set(one.keep)):
+            raise BadInputError(
+                f"two plans cut {twice[0]}", next_step="leave it out of one of them"
+            )
         keep |= one.keep
-    return make_plan(analysis, keep, allow_inexact=any(p.allow_inexact for p in plans))
+    inexact = any(one.allow_inexact for one in plans)
+    blocks = tuple(name for one in plans for name in one.blocks)
+    return make_plan(analysis, keep, allow_inexact=inexact, blocks=blocks)
 
 
-def removable(analysis: Analysis, role: str) -> tuple[Group, ...]:
+def removable(analysis: Analysis, role: str, *, allow_inexact: bool = False) -> tuple[Group, ...]:
     """Groups of a role whose units can be removed: exactly, but for the residual width.
 
     Raises:
         BadInputError: there is none; the message says which roles there are and what is in
             the way of this one.
     """
+    inexact = allow_inexact or role == "residual"
     groups = tuple(
         group
         for group in analysis.by_role(role)
-        if group.removable or (role == "residual" and group.weights and not group.frozen)
+        if group.removable or (inexact and group.weights and not group.frozen)
     )
     if groups:
         return groups
-    reasons = [
-        f"{group.name}: {group.frozen[0]}" for group in analysis.by_role(role) if group.frozen
-    ]
+    reasons = [_in_the_way(group) for group in analysis.by_role(role) if group.weights]
     roles = {group.role: None for group in analysis.groups if group.removable}
     raise BadInputError(
         f"the model has no {role} that can be removed",
@@ -81,9 +105,18 @@ def removable(analysis: Analysis, role: str) -> tuple[Group, ...]:
     )
 
 
+def _in_the_way(group: Group) -> str:
+    why = group.frozen[0] if group.frozen else "a norm is taken over it, a cut is not exact"
+    return f"{group.name}: {why}"
+
+
 def _hint(analysis: Analysis, role: str) -> str:
     if role == "heads" and any(group.removable for group in analysis.by_role("query_heads")):
         return "ask for query_heads: all queries share one key-value head, which has to stay"
+    if any(group.weights and not group.frozen for group in analysis.by_role(role)):
+        return "allow_inexact removes them and takes the norm over the rest"
+    if role == "outputs":
+        return "name the outputs that may change shape: allow_outputs, --allow-output"
     return "`secateur analyse MODEL` lists every group with its reasons"
 
 

@@ -143,18 +143,32 @@ def _parse(file: Path) -> ir.Model:
 
 
 def _check_connected(file: Path, model: ir.Model) -> None:
-    """Refuse a node that reads a value which nothing makes."""
+    """Refuse values that nothing makes, and circles; nodes out of order are sorted."""
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         for value in node.inputs:
-            if value is None or value.producer() is not None:
-                continue
-            if not (value.is_graph_input() or value.is_initializer()):
-                raise BadInputError(
-                    "the ONNX file contradicts itself",
-                    where=f"{file}, node {node.name or node.op_type!r}",
-                    got=f"it reads {value.name!r}, which nothing makes",
-                    next_step="check the tool that wrote the file with onnx.checker",
-                )
+            if value is not None and not _is_made(value):
+                where = f"{file}, node {node.name or node.op_type!r}"
+                raise _contradiction(where, f"it reads {value.name!r}, which nothing makes")
+    for value in model.graph.outputs:
+        if not _is_made(value):
+            raise _contradiction(str(file), f"the output {value.name!r} is made by nothing")
+    try:
+        model.graph.sort()
+    except ValueError:
+        raise _contradiction(str(file), "its nodes read one another in a circle") from None
+
+
+def _is_made(value: ir.Value) -> bool:
+    return value.producer() is not None or value.is_graph_input() or value.is_initializer()
+
+
+def _contradiction(where: str, got: str) -> BadInputError:
+    return BadInputError(
+        "the ONNX file contradicts itself",
+        where=where,
+        got=got,
+        next_step="check the tool that wrote the file with onnx.checker",
+    )
 
 
 def _unreadable(file: Path, content: bytes) -> BadInputError:

@@ -133,17 +133,34 @@ def select_blocks(model: ir.Model, names: Collection[str]) -> tuple[Block, ...]:
     return tuple(known[name] for name in names)
 
 
-def remove_blocks(model: ir.Model, names: Collection[str]) -> None:
+def remove_blocks(model: ir.Model, blocks: Sequence[Block]) -> None:
     """Let readers of each block's result read what the block was added to, in place."""
-    for block in select_blocks(model, names):
+    for block in blocks:
         kept, result = block.add.inputs[block.skip], block.add.outputs[0]
         assert kept is not None
-        result.replace_all_uses_with(kept, replace_graph_outputs=True)
+        if result.is_graph_output():
+            kept = _output_in_place_of(model.graph, result, kept, block.add)
+        result.replace_all_uses_with(kept)
 
 
-def silence_blocks(model: ir.Model, names: Collection[str]) -> None:
+def _output_in_place_of(
+    graph: ir.Graph, result: ir.Value, kept: ir.Value, before: ir.Node
+) -> ir.Value:
+    """Let a graph output of the result's name come from ``kept``; return its value."""
+    name = result.name
+    same = ir.Node("", "Identity", [kept], name=f"{node_name(before)}.skipped")
+    same.outputs[0].type, same.outputs[0].shape = result.type, result.shape
+    result.name, same.outputs[0].name = f"{name}.block", name
+    graph.insert_before(before, same)
+    for i, output in enumerate(graph.outputs):
+        if output is result:
+            graph.outputs[i] = same.outputs[0]
+    return same.outputs[0]
+
+
+def silence_blocks(model: ir.Model, blocks: Sequence[Block]) -> None:
     """Add zeros instead of each block's result, in place: the dense twin of a removal."""
-    for block in select_blocks(model, names):
+    for block in blocks:
         slot = 1 - block.skip
         made = block.add.inputs[slot]
         assert made is not None

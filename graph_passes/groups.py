@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,6 +47,11 @@ _WORDS = {
 }
 
 _ADDED = frozenset({"Add", "Where"})  # what only they read (a mask over windows) makes no units
+
+_QUANTISED = frozenset(
+    {"DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"}
+)
+"""Ops that read weights of whole numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +129,8 @@ class Analysis:
     axes: AxisMap
     roles: Roles
     groups: tuple[Group, ...]
+    allow_outputs: tuple[str, ...] = ()
+    """Graph outputs whose axes count as groups like any other."""
     _by_name: dict[str, Group] = field(default_factory=dict, repr=False)
 
     def group(self, name: str) -> Group:
@@ -147,23 +155,36 @@ class Analysis:
         return tuple(group for group in self.groups if group.role == role)
 
 
-def analyse(model: ir.Model, *, allow_outputs: bool = False) -> Analysis:
+def analyse(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> Analysis:
     """Find the coupled groups of a model. The model is not changed.
 
-    With ``allow_outputs``, units that are positions of a graph output can go too.
+    Args:
+        model: any; it is brought into working form first.
+        allow_outputs: names of graph outputs whose positions can go too.
+
+    Raises:
+        BadInputError: the graph contradicts itself, or has no such output.
     """
     return analyse_prepared(prepare(model), allow_outputs=allow_outputs)
 
 
-def analyse_prepared(model: ir.Model, *, allow_outputs: bool = False) -> Analysis:
+def analyse_prepared(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> Analysis:
     """Find the groups of a model that ``prepare`` returned; the analysis refers to it."""
+    names = [str(value.name) for value in model.graph.outputs]
+    if unknown := sorted(set(allow_outputs) - set(names)):
+        raise BadInputError(
+            f"the model has no output {unknown[0]!r}", wanted="one of: " + ", ".join(names)
+        )
     axes = analyse_axes(model, allow_outputs=allow_outputs)
     uses = _weight_uses(model, axes)
     made = {a for a, found in uses.items() if any(u.node.op_type not in _ADDED for u in found)}
     roles = find_roles(model, axes, made)
+    computed = set(axes.values())
+    opened = [v for v in model.graph.outputs if v.name in allow_outputs and v in computed]
+    roles.outputs.update(a for v in opened for expr in axes.of(v) for a in leaves(expr))
     groups = [_group(atom, tuple(weights), roles) for atom, weights in uses.items()]
     groups.extend(_without_weights(model, axes, roles, uses))
-    return Analysis(model, axes, roles, _with_unique_names(groups))
+    return Analysis(model, axes, roles, _with_unique_names(groups), tuple(allow_outputs))
 
 
 def _weight_uses(model: ir.Model, axes: AxisMap) -> dict[Atom, list[WeightUse]]:
@@ -172,7 +193,9 @@ def _weight_uses(model: ir.Model, axes: AxisMap) -> dict[Atom, list[WeightUse]]:
     for node, slot in axes.constant_uses():
         value = node.inputs[slot]
         tensor = None if value is None else constant_tensor(value)
-        if value is None or tensor is None or not tensor.dtype.is_floating_point():
+        if value is None or tensor is None:
+            continue
+        if not tensor.dtype.is_floating_point() and node.op_type not in _QUANTISED:
             continue  # positions and masks go along with a cut, but nobody calls them weights
         parameter = names.get(value.name or "", "") or _guess(node, value)
         for axis, expr in enumerate(axes.at(node, slot)):
@@ -211,6 +234,7 @@ def _role(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> str:
         ("experts", roles.experts),
         ("head_width", roles.width),
         ("residual", roles.residual),
+        ("outputs", roles.outputs),
     ):
         if atom in atoms:
             return role
@@ -221,7 +245,8 @@ def _role(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> str:
     attends = bool(roles.heads or roles.query_heads)
     dense = attends and bool(ops & {"MatMul", "Gemm"}) and "Conv" not in ops
     in_block = any(layer_of(use.parameter) for use in weights)
-    return "ffn" if dense and in_block else "channels"
+    is_packed = any(reason.text.startswith("position ") for reason in atom.reasons)  # q, k and v
+    return "ffn" if dense and in_block and not is_packed else "channels"
 
 
 _BOUNDARY = {

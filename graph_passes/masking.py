@@ -18,7 +18,7 @@ from secateur.graph_passes.axes import Atom, AxisMap, FoldUse, indices, leaves, 
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.constants import new_constant
 from secateur.graph_passes.axes.relations import Port
-from secateur.graph_passes.blocks import silence_blocks
+from secateur.graph_passes.blocks import select_blocks, silence_blocks
 from secateur.graph_passes.groups import analyse_prepared
 from secateur.graph_passes.kept_norms import renormalise
 from secateur.graph_passes.plan import Plan, resolve_plan
@@ -42,6 +42,7 @@ def mask(model: ir.Model, plan: Plan) -> ir.Model:
     """
     analysis = analyse_prepared(prepare(model), allow_outputs=plan.allow_outputs)
     keep = resolve_plan(analysis, plan)
+    blocks = select_blocks(analysis.model, plan.blocks) if plan.blocks else ()
     _take_kept_outputs(analysis.model.graph, analysis.axes, keep)
     fills = [_fill(fold, analysis.axes, keep) for fold in analysis.axes.folds]
     for fill in fills:  # planned before anything is rewired: the axes know the old values
@@ -51,8 +52,7 @@ def mask(model: ir.Model, plan: Plan) -> ir.Model:
             renormalise(analysis.model.graph, fill.node, fill.kept)
         else:
             _neutralise(analysis.model.graph, fill)
-    if plan.blocks:
-        silence_blocks(analysis.model, plan.blocks)
+    silence_blocks(analysis.model, blocks)
     return analysis.model
 
 

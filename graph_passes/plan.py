@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import BadInputError
 from secateur.graph_passes.axes import Atom
+from secateur.graph_passes.blocks import select_blocks
 from secateur.graph_passes.groups import Analysis, Group
 
 SCHEMA = 1
@@ -24,68 +26,105 @@ class Plan:
 
     keep: Mapping[str, tuple[int, ...]]
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """Size of each named group in the model the plan was made for."""
+    """Size of every group of the model the plan was made for."""
     fingerprint: str = ""
     """Of that model; empty in a plan written by hand, which is then not checked."""
     allow_inexact: bool = False
     """Cut groups that a norm is taken over; the result is renormalised, not equal."""
-    allow_outputs: bool = False
-    """Also cut units that are positions of a graph output, whose shape then changes."""
+    allow_outputs: tuple[str, ...] = ()
+    """Graph outputs whose shape may change: units that are their positions can go."""
     blocks: tuple[str, ...] = ()
     """Residual blocks to remove whole."""
 
     def to_json(self) -> str:
         """Return the plan as JSON, one group a line."""
-        rows = [
-            f"    {json.dumps(name)}: {json.dumps(list(units))}"
-            for name, units in self.keep.items()
-        ]
         head = {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
             "allow_inexact": self.allow_inexact,
-            "allow_outputs": self.allow_outputs,
+            "allow_outputs": list(self.allow_outputs),
             "blocks": list(self.blocks),
-            "sizes": dict(self.sizes),
         }
         body = json.dumps(head, indent=2)[:-2]
-        return body + ',\n  "keep": {\n' + ",\n".join(rows) + "\n  }\n}\n"
+        keep = {name: list(units) for name, units in self.keep.items()}
+        return f'{body},\n  "sizes": {_lines(self.sizes)},\n  "keep": {_lines(keep)}\n}}\n'
 
     @classmethod
     def from_json(cls, text: str, where: str = "") -> Plan:
         """Read a plan.
 
         Raises:
-            BadInputError: not JSON, another schema, or a group that is not a list of integers.
+            BadInputError: not JSON, another schema, an entry of another type, or a group
+                that stands twice.
         """
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise BadInputError("the plan is not JSON", where=where, got=str(error)) from error
+        data = _read(text, where)
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             got = data.get("schema") if isinstance(data, dict) else type(data).__name__
             raise BadInputError(
                 "the plan has another schema", where=where, got=str(got), wanted=str(SCHEMA)
             )
-        unknown = set(data) - _KEYS
-        if unknown:
+        if unknown := sorted(set(data) - _KEYS):
             raise BadInputError("unknown keys in the plan", where=where, got=", ".join(unknown))
-        keep = data.get("keep", {})
-        if not isinstance(keep, dict) or not isinstance(data.get("sizes", {}), dict):
-            raise BadInputError("the plan's entries are not groups and their units", where=where)
-        for name, units in keep.items():
-            if not isinstance(units, list) or not all(type(unit) is int for unit in units):
-                raise BadInputError(
-                    f"the kept units of {name!r} are not a list of integers", where=where
-                )
+        _check_types(data, where)
         return cls(
-            {name: tuple(units) for name, units in keep.items()},
+            {name: tuple(units) for name, units in data.get("keep", {}).items()},
             data.get("sizes", {}),
             data.get("fingerprint", ""),
-            bool(data.get("allow_inexact", False)),
-            bool(data.get("allow_outputs", False)),
+            data.get("allow_inexact", False),
+            tuple(data.get("allow_outputs", ())),
             tuple(data.get("blocks", ())),
         )
+
+
+def _lines(entries: Mapping[str, object]) -> str:
+    rows = [f"    {json.dumps(name)}: {json.dumps(value)}" for name, value in entries.items()]
+    return "{\n" + ",\n".join(rows) + "\n  }" if rows else "{}"
+
+
+def _read(text: str, where: str) -> object:
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        """A dict of the pairs; JSON itself would take the last of two of one name."""
+        if twice := _twice(name for name, _ in pairs):
+            raise BadInputError(f"{twice!r} stands twice in the plan", where=where)
+        return dict(pairs)
+
+    try:
+        data: object = json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise BadInputError("the plan is not JSON", where=where, got=str(error)) from error
+    return data
+
+
+def _twice(names: Iterable[str]) -> str:
+    """The first name that comes a second time, or ""."""
+    seen = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return ""
+
+
+def _check_types(data: Mapping[str, Any], where: str) -> None:
+    def refuse(what: str) -> BadInputError:
+        return BadInputError(what, where=where, next_step="see what `prune --plan-only` writes")
+
+    keep, sizes = data.get("keep", {}), data.get("sizes", {})
+    if not isinstance(keep, dict) or not isinstance(sizes, dict):
+        raise refuse("the plan's entries are not groups and their units")
+    for name, units in keep.items():
+        if not isinstance(units, list) or not all(type(unit) is int for unit in units):
+            raise refuse(f"the kept units of {name!r} are not a list of integers")
+    if not all(type(size) is int for size in sizes.values()):
+        raise refuse("a size in the plan is no integer")
+    for key in ("blocks", "allow_outputs"):
+        names = data.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise refuse(f"{key!r} in the plan is not a list of names")
+    if not isinstance(data.get("allow_inexact", False), bool):
+        raise refuse("'allow_inexact' in the plan is neither true nor false")
+    if not isinstance(data.get("fingerprint", ""), str):
+        raise refuse("the fingerprint in the plan is no text")
 
 
 def make_plan(
@@ -93,16 +132,23 @@ def make_plan(
     keep: Mapping[str, tuple[int, ...]],
     *,
     allow_inexact: bool = False,
-    allow_outputs: bool = False,
+    blocks: tuple[str, ...] = (),
 ) -> Plan:
-    """Return a plan for this model, checked.
-
-    ``allow_outputs`` is what the analysis was made with.
-    """
-    sizes = {name: analysis.group(name).size for name in keep}
-    plan = Plan(dict(keep), sizes, fingerprint(analysis), allow_inexact, allow_outputs)
+    """Return a plan for this model, checked."""
+    plan = Plan(
+        dict(keep),
+        _sizes(analysis),
+        fingerprint(analysis),
+        allow_inexact,
+        analysis.allow_outputs,
+        blocks,
+    )
     resolve_plan(analysis, plan)
     return plan
+
+
+def _sizes(analysis: Analysis) -> dict[str, int]:
+    return {group.name: group.size for group in analysis.groups if group.weights}
 
 
 def fingerprint(analysis: Analysis) -> str:
@@ -116,7 +162,8 @@ def resolve_plan(analysis: Analysis, plan: Plan) -> dict[Atom, NDArray[np.int64]
 
     Raises:
         BadInputError: a group that the model lacks or has in another size, units that
-            do not exist or stand twice, a group that would be emptied, frozen or inexact.
+            do not exist or stand twice, a group that would be emptied, frozen or inexact, or
+            that lies in a block which goes whole.
     """
     _check_model(analysis, plan)
     keep: dict[Atom, NDArray[np.int64]] = {}
@@ -125,21 +172,26 @@ def resolve_plan(analysis: Analysis, plan: Plan) -> dict[Atom, NDArray[np.int64]
         _check_group(group, units, plan)
         if len(units) < group.size:
             keep[group.atom] = np.asarray(sorted(units), dtype=np.int64)
+    _check_blocks(analysis, plan)
     return keep
 
 
 def _check_model(analysis: Analysis, plan: Plan) -> None:
     if not plan.fingerprint or plan.fingerprint == fingerprint(analysis):
         return
-    here = {group.name: group.size for group in analysis.groups}
+    here = _sizes(analysis)
     differs = [
         f"{name}: {size} in the plan, {here.get(name, 'absent')} here"
         for name, size in plan.sizes.items()
         if here.get(name) != size
     ]
+    differs += [
+        f"{name}: not in the plan, {here[name]} here" for name in here if name not in plan.sizes
+    ]
+    more = f"; {len(differs) - 5} more" if len(differs) > 5 else ""
     raise BadInputError(
         "the plan was made for another model",
-        got="; ".join(differs[:5]) or "the same named groups, but others differ",
+        got="; ".join(differs[:5]) + more or "the same groups, in another order or of other roles",
         wanted=f"fingerprint {plan.fingerprint}",
         next_step="make a new plan with `secateur prune --plan-only`, or clear its fingerprint",
     )
@@ -158,7 +210,7 @@ def _check_group(group: Group, units: tuple[int, ...], plan: Plan) -> None:
             f"{group.name} cannot be cut",
             where=group.frozen[0].node,
             got=group.frozen[0].text,
-            next_step="leave it out of the plan",
+            next_step=_way_out(group),
         )
     if units and len(units) < group.at_least:
         raise BadInputError(
@@ -176,6 +228,33 @@ def _check_group(group: Group, units: tuple[int, ...], plan: Plan) -> None:
             f"cutting {group.name} is not exact: a norm is taken over it",
             next_step='set "allow_inexact": true to accept a renormalised result',
         )
+
+
+def _way_out(group: Group) -> str:
+    """What to do about a frozen group; an output may be let go by its name."""
+    outputs = [r.node for r in group.frozen if r.text == "it is an axis of a graph output"]
+    if len(outputs) == len(group.frozen):
+        return f"to change the shape of the output, --allow-output {outputs[0]}"
+    return "leave it out of the plan"
+
+
+def _check_blocks(analysis: Analysis, plan: Plan) -> None:
+    """Refuse a block that stands twice, and what lies in a block that goes whole."""
+    if not plan.blocks:
+        return
+    if twice := _twice(plan.blocks):
+        raise BadInputError(f"the block {twice!r} stands twice in the plan")
+    chosen = select_blocks(analysis.model, plan.blocks)
+    cut = [name for name, kept in plan.keep.items() if len(kept) < analysis.group(name).size]
+    parts = {name: {use.node for use in analysis.group(name).weights} for name in cut}
+    parts |= {f"the block {block.name!r}": set(block.nodes) for block in chosen}
+    for block in chosen:
+        for name, nodes in parts.items():
+            if nodes < set(block.nodes):
+                raise BadInputError(
+                    f"the plan cuts {name} and removes the block {block.name!r} around it",
+                    next_step="name one of them",
+                )
 
 
 __all__ = ["SCHEMA", "Plan", "fingerprint", "make_plan", "resolve_plan"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from secateur.graph_passes.connections import check_connections
 from secateur.graph_passes.constant_folding import fold_integers
+from secateur.graph_passes.late_broadcast import broadcast_late
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -13,7 +15,11 @@ def prepare(model: ir.Model) -> ir.Model:
 
     Tensors are shared with the original, which stays as it is. Shapes are inferred
     only where the file lacks some, or where folded integers make open sizes known.
+
+    Raises:
+        BadInputError: the graph contradicts itself, see ``check_connections``.
     """
+    check_connections(model)
     copy = model.clone()
     if copy.functions:
         common.InlinePass()(copy)
@@ -26,6 +32,8 @@ def prepare(model: ir.Model) -> ir.Model:
         if value.name
     ):
         common.ShapeInferencePass(data_prop=True)(copy)
+    if broadcast_late(copy.graph):
+        common.RemoveUnusedNodesPass()(copy)
     return copy
 
 

@@ -14,7 +14,7 @@ from secateur.graph_passes.axes import REWRITES, Atom, AxisMap, indices, leaves,
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.constants import unused_name
 from secateur.graph_passes.axes.relations import op_key
-from secateur.graph_passes.blocks import remove_blocks
+from secateur.graph_passes.blocks import remove_blocks, select_blocks
 from secateur.graph_passes.groups import Analysis, analyse_prepared
 from secateur.graph_passes.names import name_copies
 from secateur.graph_passes.plan import Plan, resolve_plan
@@ -39,9 +39,12 @@ def remove(model: ir.Model, plan: Plan) -> ir.Model:
     analysis = analyse_prepared(prepare(model), allow_outputs=plan.allow_outputs)
     keep = resolve_plan(analysis, plan)
     _record(analysis, plan)
-    if plan.blocks:
-        remove_blocks(analysis.model, plan.blocks)
-    return remove_atoms(analysis, keep)
+    blocks = select_blocks(analysis.model, plan.blocks) if plan.blocks else ()
+    smaller = remove_atoms(analysis, keep)
+    if blocks:  # after the cuts, which need the values that the analysis knows
+        remove_blocks(smaller, blocks)
+        common.RemoveUnusedNodesPass()(smaller)
+    return smaller
 
 
 def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> ir.Model:
@@ -57,19 +60,24 @@ def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> 
 
 
 def _record(analysis: Analysis, plan: Plan) -> None:
+    """Add what goes to the model's metadata, enough to make the plan again."""
     done = json.loads(analysis.model.metadata_props.get("secateur.removals", "[]"))
-    done.append(
-        {
-            name: {
-                "role": analysis.group(name).role,
-                "layer": analysis.group(name).layer,
-                "size": analysis.group(name).size,
-                "kept": sorted(units),
-            }
-            for name, units in plan.keep.items()
+    groups = {name: (analysis.group(name), units) for name, units in plan.keep.items()}
+    record = {
+        name: {
+            "role": group.role,
+            "layer": group.layer,
+            "size": group.size,
+            "kept": sorted(units),
+            "exact": group.exact,
+            "outputs": list(plan.allow_outputs),
         }
-    )
-    analysis.model.metadata_props["secateur.removals"] = json.dumps(done)
+        for name, (group, units) in groups.items()
+    }
+    record |= {
+        name: {"role": "block", "layer": name, "size": 1, "kept": []} for name in plan.blocks
+    }
+    analysis.model.metadata_props["secateur.removals"] = json.dumps([*done, record])
 
 
 def _reads(node: ir.Node, axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]) -> bool:

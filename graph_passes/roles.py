@@ -51,6 +51,8 @@ class Roles:
     """Atoms that a router picks from."""
     residual: set[Atom] = field(default_factory=set)
     inexact: set[Atom] = field(default_factory=set)
+    outputs: set[Atom] = field(default_factory=set)
+    """Positions of graph outputs that are allowed to change shape."""
 
     def is_head(self, atom: Atom) -> bool:
         """Tell whether the atom counts heads of keys and values, or of queries."""
@@ -67,7 +69,7 @@ def find_roles(model: ir.Model, axes: AxisMap, weighted: set[Atom]) -> Roles:
     """
     roles = Roles()
     for node in model.graph:
-        if node.op_type in {"Softmax", "Attention", "MultiHeadAttention"}:
+        if node.op_type in {"Softmax", "Attention", "MultiHeadAttention", "GroupQueryAttention"}:
             _attention(node, axes, weighted, roles)
     for fold in axes.folds:
         atoms = [atom for port in fold.ports for atom in leaves(axes.expr(fold.node, port))]
@@ -138,6 +140,9 @@ def _read_by(node: ir.Node) -> ir.Node | None:
 
 def _fused(node: ir.Node, axes: AxisMap) -> tuple[Sequence[Expr], Sequence[Expr]]:
     queries, keys = axes.at(node, 0), axes.at(node, 1)
+    if node.op_type == "Attention" and node.domain == "com.microsoft":  # its weights are inside
+        merged = axes.at(node, -1) if axes.knows(node, -1) else ()
+        return [merged[2][:1]] if len(merged) == 3 else [], [queries[1]]
     if len(queries) == 4:
         return [queries[1]], [queries[2], keys[2]]
     return [queries[2][:1]], [queries[1], keys[1]]

@@ -11,6 +11,7 @@ from secateur.calibration.importance.core import (
     Context,
     Criterion,
     Scores,
+    Scoring,
     rank,
     resolve_criterion,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "Context",
     "Criterion",
     "Scores",
+    "Scoring",
     "rank",
     "resolve_criterion",
 ]

@@ -10,12 +10,27 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.calibration.importance.aggregation import check_names
 from secateur.errors import BadInputError
 from secateur.graph_passes.groups import Analysis, Group
 from secateur.registry import Registry
+from secateur.units import Aggregate
 
 Scores: TypeAlias = NDArray[np.float64]
 Batches: TypeAlias = Iterable[Mapping[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """How a unit's weights become one number, for criteria that measure weights."""
+
+    aggregate: Aggregate = "sum"
+    """Over the weights of the coupled group."""
+    biases: bool = True
+    """Biases count too, as in the paper; its co-author's code leaves them out."""
+
+    def __post_init__(self) -> None:
+        check_names(aggregate=self.aggregate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +45,7 @@ class Context:
     seed: int = 0
     gathered: dict[str, Scores] = field(default_factory=dict)
     """Scores by group name that a pass over the data has already given."""
+    scoring: Scoring = field(default_factory=Scoring)
 
 
 Criterion: TypeAlias = Callable[[Group, Context], Scores]
@@ -91,6 +107,7 @@ __all__ = [
     "Context",
     "Criterion",
     "Scores",
+    "Scoring",
     "rank",
     "resolve_criterion",
 ]

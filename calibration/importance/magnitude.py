@@ -1,52 +1,84 @@
 """Keep the units with large weights, over the whole coupled group.
 
 Source: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017, arXiv:1608.08710 (L1);
-summed over every weight slice that contains the unit as in Structurally Prune Anything,
+over every weight slice that contains the unit as in Structurally Prune Anything,
 arXiv:2403.18955, section 3.2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from secateur.calibration.importance.aggregation import aggregate
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.units import sum_by_unit, units
 from secateur.errors import BadInputError
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.groups import Group, WeightUse
 
+_BIAS_SLOTS = {
+    "Conv": 2,
+    "ConvTranspose": 2,
+    "Gemm": 2,
+    "BatchNormalization": 2,
+    "LayerNormalization": 2,
+    "InstanceNormalization": 2,
+    "GroupNormalization": 2,
+}
+_STATISTICS = {"BatchNormalization": (3, 4)}
+
 
 @CRITERIA.register("l1")
-def l1(group: Group, _context: Context) -> Scores:
-    """Sum of absolute weights of the unit, over all weights of the group."""
-    return _summed(group, np.abs)
+def l1(group: Group, context: Context) -> Scores:
+    """Sum of absolute weights of the unit in each weight of the group, aggregated."""
+    return aggregate(rows(group, _counted(group, context), np.abs), context.scoring.aggregate)
 
 
 @CRITERIA.register("l2")
-def l2(group: Group, _context: Context) -> Scores:
-    """Euclidean length of the unit's weights, over all weights of the group."""
-    return np.sqrt(_summed(group, np.square))
+def l2(group: Group, context: Context) -> Scores:
+    """Sum of squared weights of the unit in each weight of the group, aggregated; no root."""
+    return aggregate(rows(group, _counted(group, context), np.square), context.scoring.aggregate)
 
 
-def _summed(group: Group, measure: Callable[[Scores], Scores]) -> Scores:
-    total = np.zeros(group.size)
-    for use in _once_each(group):
+@CRITERIA.register("group_norm")
+def group_norm(group: Group, context: Context) -> Scores:
+    """Euclidean length of the unit over all weights of the group: the root of ``l2``."""
+    return np.sqrt(l2(group, context))
+
+
+def rows(group: Group, uses: Iterable[WeightUse], measure: Callable[[Scores], Scores]) -> Scores:
+    """Sum ``measure`` of a weight over each unit's slice: (weights, units)."""
+    found = []
+    for use in uses:
         by_position = measure(weight(use))
         others = tuple(i for i in range(by_position.ndim) if i != use.axis)
         owners = units(use.expr, group.atom)
-        total += sum_by_unit(by_position.sum(axis=others), owners, group.size)
-    return total
+        found.append(sum_by_unit(by_position.sum(axis=others), owners, group.size))
+    return np.stack(found)
 
 
-def _once_each(group: Group) -> Iterator[WeightUse]:
-    """Uses of the group without those that read the same axis of the same weight again."""
-    seen = set()
+def _counted(group: Group, context: Context) -> list[WeightUse]:
+    """Uses that say how large a unit is: each axis once, no statistics, biases where asked.
+
+    A group of biases alone (a learned position) is measured by them.
+    """
+    seen: dict[tuple[object, ...], WeightUse] = {}
     for use in group.weights:
-        if (use.initialiser, use.axis, use.expr) not in seen:
-            seen.add((use.initialiser, use.axis, use.expr))
-            yield use
+        if use.slot not in _STATISTICS.get(use.node.op_type, ()):
+            seen.setdefault((use.initialiser, use.axis, use.expr), use)
+    found = list(seen.values())
+    if context.scoring.biases:
+        return found
+    return [use for use in found if not is_bias(use)] or found
+
+
+def is_bias(use: WeightUse) -> bool:
+    """Tell whether a weight is added, one number a unit, rather than multiplied."""
+    if use.node.op_type in {"Add", "Sub"}:
+        return all(dim == 1 for axis, dim in enumerate(use.shape) if axis != use.axis)
+    return _BIAS_SLOTS.get(use.node.op_type) == use.slot
 
 
 def weight(use: WeightUse) -> Scores:
@@ -70,4 +102,4 @@ def weight(use: WeightUse) -> Scores:
     return array
 
 
-__all__ = ["l1", "l2", "weight"]
+__all__ = ["group_norm", "is_bias", "l1", "l2", "rows", "weight"]

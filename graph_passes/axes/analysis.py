@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import onnx_ir as ir
@@ -57,14 +57,14 @@ _SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _MADE_UP = re.compile(r"^(unk__\d+|[su]\d+|.*:\d+|\(.*\))$")
 
 
-def analyse_axes(model: ir.Model, *, allow_outputs: bool = False) -> AxisMap:
+def analyse_axes(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> AxisMap:
     """Say what every axis of the main graph is made of.
 
     Args:
         model: Functions inlined and shapes inferred (``prepare`` does both); other
             models are analysed too, but what is unknown is frozen.
-        allow_outputs: Leave the axes of graph outputs free, so that a cut may change
-            the shape of an output.
+        allow_outputs: Leave the axes of these graph outputs free, so that a cut may
+            change their shapes.
 
     Returns:
         Expressions per axis, with the reasons why an atom may not be cut.
@@ -97,15 +97,15 @@ class _Walk:
             Frozen: self._frozen,
         }
 
-    def run(self, *, allow_outputs: bool = False) -> AxisMap:
+    def run(self, *, allow_outputs: Collection[str] = ()) -> AxisMap:
         for value in self._graph.inputs:
             self._enter_input(value)
         for node in self._graph:
             if node.op_type != "Constant" or node.domain:
                 self._visit(node)
         for value in self._graph.outputs:
-            if allow_outputs:
-                break
+            if value.name in allow_outputs:
+                continue
             self._freeze_value(value, Reason("it is an axis of a graph output", value.name or ""))
             axis = self._axes.positions(value)
             if axis is not None:

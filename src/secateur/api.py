@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from secateur.runtime.bench import BenchRow
     from secateur.runtime.bundle import Bundle
     from secateur.runtime.session import BundleRun
+    from secateur.units import Aggregate, Normalise
     from secateur.workflow.parity import Options, ParityReport
     from secateur.workflow.results import Proof, Results
 
@@ -34,7 +35,15 @@ class Spread(TypedDict, total=False):
     round_to: int
     """Kept units of a layer are a multiple of this."""
     at_least: int
-    """Every layer keeps this many."""
+    """Every layer keeps this many; without it a ratio that would empty a layer is refused."""
+    normalise: Normalise
+    """By what the scores of a layer are divided before all layers are ranked together."""
+    limits: Mapping[str, float]
+    """Largest share that may go, by name of a group or pattern; 0 leaves it whole."""
+    aggregate: Aggregate
+    """How the scores of a unit in each weight of its group become one."""
+    allow_inexact: bool
+    """Also cut what a norm is taken over; the result is renormalised, not equal."""
 
 
 def from_torch(
@@ -84,11 +93,19 @@ def to_torch(model: ir.Model) -> nn.Module:
     return graph_module.to_torch(model)
 
 
-def analyse(model: ir.Model) -> Analysis:
-    """Find what can be removed from a model, and what cannot and why."""
+def analyse(model: ir.Model, *, allow_outputs: Sequence[str] = ()) -> Analysis:
+    """Find what can be removed from a model, and what cannot and why.
+
+    Args:
+        model: stays as it is.
+        allow_outputs: names of outputs whose shape a removal may change.
+
+    Raises:
+        BadInputError: the graph contradicts itself, or has no such output.
+    """
     from secateur.graph_passes import groups
 
-    return groups.analyse(model)
+    return groups.analyse(model, allow_outputs=allow_outputs)
 
 
 def plan(
@@ -105,20 +122,27 @@ def plan(
     Args:
         groups: what ``analyse`` returned.
         what: a role: ``heads``, ``query_heads``, ``head_width``, ``ffn``, ``channels``,
-            ``experts``, or ``residual``, whose removal is renormalised.
+            ``experts``, ``outputs`` (those that ``analyse`` was told of), ``blocks``, or
+            ``residual``, whose removal is renormalised.
         ratio: share of the units that goes, in (0, 1).
         importance: the criterion that ranks them; ``secateur methods`` lists them.
         data: batches, for criteria that look at activations.
-        **spread: ``scope``, ``round_to``, ``at_least``.
+        **spread: ``scope``, ``round_to``, ``at_least``, ``normalise``, ``limits``,
+            ``aggregate``, ``allow_inexact``.
 
     Raises:
-        BadInputError: no such units, an unknown criterion, a ratio outside (0, 1).
+        BadInputError: no such units, an unknown criterion, a ratio outside (0, 1) or one that
+            removes nothing or a whole group.
     """
     from secateur.calibration import planning
     from secateur.calibration.allocation import Allocation
+    from secateur.calibration.importance import Scoring
 
-    allocation = Allocation(ratio, **spread)
-    return planning.plan(groups, what, allocation, planning.Ranking(importance, data))
+    inexact = spread.pop("allow_inexact", False)
+    scoring = Scoring(spread.pop("aggregate", "sum"))
+    allocation = Allocation(ratio, **spread)  # type: ignore[misc] # the other keys are gone
+    ranking = planning.Ranking(importance, data, scoring=scoring)
+    return planning.plan(groups, what, allocation, ranking, allow_inexact=inexact)
 
 
 def remove(model: ir.Model, plan: Plan, *, data: Sequence[Arrays] = ()) -> ir.Model:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from secateur.units import Unit
+from secateur.units import Aggregate, Normalise, Unit
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -100,6 +100,18 @@ class Removal(_Strict):
     """Rank within each layer, or over all layers together."""
     round_to: Positive = 1
     """Kept units per layer are a multiple of this."""
+    at_least: Annotated[int, Field(ge=0)] = 0
+    """Every layer keeps this many; with 0 a ratio that would empty a layer is refused."""
+    limits: dict[str, Annotated[float, Field(ge=0.0, le=1.0)]] = Field(default_factory=dict)
+    """Largest share that may go, by name of a group or pattern: ``*layer.0*: 0``."""
+    aggregate: Aggregate = "sum"
+    """How the scores of a unit in each weight of its group become one."""
+    normalise: Normalise = "sum"
+    """By what the scores of a layer are divided before all layers are ranked together."""
+    allow_inexact: bool = False
+    """Also cut what a norm is taken over; the result is renormalised, not equal."""
+    allow_outputs: tuple[str, ...] = ()
+    """Outputs of the model whose shape may change."""
 
 
 class Selection(_Strict):

@@ -56,7 +56,7 @@ def channel_weights(net: nn.Module, layer: int, channel: int) -> np.ndarray:
     return np.concatenate([x.detach().numpy().ravel() for x in parts]).astype(np.float64)
 
 
-@pytest.mark.parametrize(("importance", "order"), [("l1", 1), ("l2", 2)])
+@pytest.mark.parametrize(("importance", "order"), [("l1", 1), ("group_norm", 2)])
 def test_magnitude_is_the_norm_of_all_weights_of_the_unit(
     net: nn.Module, analysis: Analysis, importance: str, order: int
 ) -> None:
@@ -66,6 +66,12 @@ def test_magnitude_is_the_norm_of_all_weights_of_the_unit(
     for layer, got in enumerate(scores(analysis, importance, "ffn").values()):
         want = [np.linalg.norm(channel_weights(net, layer, c), order) for c in range(tiny.FFN)]
         np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
+def test_l2_is_the_square_of_the_group_norm(analysis: Analysis) -> None:
+    lengths = scores(analysis, "group_norm", "ffn")
+    for name, squares in scores(analysis, "l2", "ffn").items():
+        np.testing.assert_allclose(squares, lengths[name] ** 2)
 
 
 def test_output_norm_is_the_mean_length_over_real_tokens(

@@ -51,7 +51,6 @@ def test_no_group_is_emptied_globally() -> None:
         (0.25, 1536, 32, 1152),
         (0.3, 100, 32, 64),
         (0.99, 100, 32, 32),
-        (0.5, 20, 32, 20),
         (0.9, 10, 1, 1),
     ],
 )
@@ -64,6 +63,83 @@ def test_kept_units_are_rounded_to_the_nearest_multiple(
 
 def test_of_equal_units_the_earlier_stay() -> None:
     assert allocate({"g": np.ones(4)}, Allocation(0.5)) == {"g": (0, 1)}
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("round_to", [8, 16, 32, 64])
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.9])
+def test_rounding_floors_and_limits_hold_together(scope: str, round_to: int, ratio: float) -> None:
+    rng = np.random.default_rng(round_to)
+    scores = {f"layer.{i}": rng.random(size) * 10**i for i, size in enumerate((64, 200, 48, 512))}
+    limits = {"layer.0": 0.25, "*.3": 0.6}
+    allocation = Allocation(ratio, scope, round_to, at_least=20, limits=limits)
+    for name, kept in allocate(scores, allocation).items():
+        size = len(scores[name])
+        assert len(kept) % round_to == 0 or len(kept) == size, name
+        assert len(kept) >= 20, name
+        assert len(kept) >= size * (1 - allocation.limit(name)), name
+
+
+def test_a_limit_of_nothing_leaves_a_group_whole() -> None:
+    for scope in ("local", "global"):
+        kept = allocate(SCORES, Allocation(0.25, scope, limits={"b": 0}))
+        assert (len(kept["b"]), len(kept["a"]) < 4) == (4, True)
+
+
+def test_the_smallest_of_several_limits_holds() -> None:
+    assert Allocation(0.5, limits={"*": 0.5, "a*": 0.25}).limit("a") == 0.25
+
+
+def test_a_limit_for_no_group_is_refused_with_those_there_are() -> None:
+    with pytest.raises(BadInputError, match="'c' is for no group") as refused:
+        allocate(SCORES, Allocation(0.5, limits={"c": 0.1}))
+    assert "a, b" in refused.value.wanted
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_limit_that_is_no_share_is_refused(share: float) -> None:
+    with pytest.raises(BadInputError, match="limit is no share"):
+        Allocation(0.5, limits={"a": share})
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_ratio_that_empties_a_group_is_refused_with_the_ways_out(scope: str) -> None:
+    with pytest.raises(BadInputError, match=r"would remove (all of a|whole groups)") as refused:
+        allocate(SCORES, Allocation(0.9, scope))
+    assert "at_least" in refused.value.next_step
+    assert "blocks" in refused.value.next_step
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_a_unit_is_kept_where_that_is_asked_for(scope: str) -> None:
+    kept = allocate(SCORES, Allocation(0.9, scope, at_least=1))
+    assert {name: len(units) for name, units in kept.items()} == {"a": 1, "b": 1}
+
+
+def test_a_ratio_that_removes_nothing_is_refused() -> None:
+    with pytest.raises(BadInputError, match="nothing would be removed") as refused:
+        allocate(SCORES, Allocation(0.1))
+    assert "raise the ratio" in refused.value.next_step
+
+
+def test_a_group_smaller_than_the_rounding_stays_whole_beside_others() -> None:
+    scores = {"narrow": np.ones(20), "wide": np.arange(64.0)}
+    kept = allocate(scores, Allocation(0.5, round_to=32))
+    assert {name: len(units) for name, units in kept.items()} == {"narrow": 20, "wide": 32}
+
+
+def test_a_global_sum_takes_from_wide_groups_and_a_global_mean_from_all() -> None:
+    scores = {"narrow": np.array([1.0, 1.1]), "wide": 1 + np.arange(8) / 10}
+    by_sum = allocate(scores, Allocation(0.4, "global", normalise="sum"))
+    by_mean = allocate(scores, Allocation(0.4, "global", normalise="mean"))
+    assert (len(by_sum["narrow"]), len(by_sum["wide"])) == (2, 4)
+    assert (len(by_mean["narrow"]), len(by_mean["wide"])) == (1, 5)
+
+
+def test_without_normalisation_the_scale_of_a_group_matters() -> None:
+    louder = {"a": SCORES["a"] * 1000, "b": SCORES["b"]}
+    kept = allocate(louder, Allocation(0.375, "global", normalise="none"))
+    assert (len(kept["a"]), len(kept["b"])) == (4, 1)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 1.0, -0.1, 1.5, float("nan")])

@@ -11,7 +11,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from random import Random
 
 import numpy as np
@@ -25,7 +25,7 @@ from onnx.reference import ReferenceEvaluator
 from tests.laws.random_models import random_model
 
 from secateur.errors import SecateurError
-from secateur.graph_passes.blocks import find_blocks
+from secateur.graph_passes.blocks import find_blocks, select_blocks
 from secateur.graph_passes.groups import analyse
 from secateur.graph_passes.masking import mask
 from secateur.graph_passes.plan import Plan, make_plan
@@ -85,7 +85,9 @@ def random_plan(model: ir.Model, random: Random) -> Plan | None:
     """Random units of random groups, sometimes a whole block; every fifth time what is
     only cut when asked for: the width under a norm, an axis of an output.
     """
-    inexact, outputs = random.random() < 0.2, random.random() < 0.2
+    inexact, opened = random.random() < 0.2, random.random() < 0.2
+    names = [str(value.name) for value in model.graph.outputs]
+    outputs = random.sample(names, random.randint(1, len(names))) if opened else []
     analysis = analyse(model, allow_outputs=outputs)
     for group in analysis.groups:
         assert group.removable or group.frozen or not group.exact or not group.weights, group.name
@@ -99,8 +101,13 @@ def random_plan(model: ir.Model, random: Random) -> Plan | None:
     blocks = random.sample(blocks, min(1, len(blocks)))
     if not keep and not blocks:
         return None
-    plan = make_plan(analysis, keep, allow_inexact=inexact, allow_outputs=outputs)
-    return replace(plan, blocks=tuple(blocks))
+    whole = [set(b.nodes) for b in select_blocks(analysis.model, blocks)] if blocks else []
+    keep = {  # what lies in a block that goes whole cannot be cut as well
+        name: units
+        for name, units in keep.items()
+        if not any({use.node for use in analysis.group(name).weights} < nodes for nodes in whole)
+    }
+    return make_plan(analysis, keep, allow_inexact=inexact, blocks=tuple(blocks))
 
 
 def difference(got: Outputs, wanted: Outputs) -> float:

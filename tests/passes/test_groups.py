@@ -206,5 +206,5 @@ def test_two_layers_of_one_module_get_names_of_their_own() -> None:
 
 
 def test_an_axis_that_is_an_output_can_go_where_that_is_allowed() -> None:
-    analysis = analyse(bert(), allow_outputs=True)
+    analysis = analyse(bert(), allow_outputs=["y"])
     assert group_of(analysis, "classifier", 1).removable

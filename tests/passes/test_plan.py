@@ -113,7 +113,26 @@ def test_a_plan_for_a_model_that_differs_elsewhere_is_refused(
     narrower = {**_WEIGHTS, "w2": (6, 5), "scale": (5,), "shift": (5,), "w3": (5, 4)}
     with pytest.raises(BadInputError, match="another model") as refused:
         resolve_plan(analyse(network(_TEXT, narrower)), plan)
-    assert "others differ" in refused.value.got
+    assert refused.value.got == "residual width: 8 in the plan, 5 here"
+
+
+def test_a_plan_for_a_model_without_its_groups_names_what_is_missing(
+    analysis: Analysis, hidden: str
+) -> None:
+    plan = make_plan(analysis, {hidden: (0, 1)})
+    text = "other (float[batch, 4] x) => (float[batch, 3] y) { y = MatMul(x, own) }"
+    with pytest.raises(BadInputError, match="another model") as refused:
+        resolve_plan(analyse(network(text, {"own": (4, 3)})), plan)
+    assert f"{hidden}: 6 in the plan, absent here" in refused.value.got
+    assert refused.value.got.endswith("more")
+
+
+def test_a_plan_names_the_groups_that_it_does_not_know(analysis: Analysis, hidden: str) -> None:
+    plan = make_plan(analysis, {hidden: (0, 1)})
+    known = dict(list(plan.sizes.items())[:-1])
+    with pytest.raises(BadInputError, match="another model") as refused:
+        resolve_plan(analysis, replace(plan, sizes=known, fingerprint="0" * 16))
+    assert "not in the plan" in refused.value.got
 
 
 def test_a_plan_without_a_fingerprint_is_checked_group_by_group(
@@ -192,6 +211,12 @@ def test_fewer_experts_than_a_router_picks_are_refused() -> None:
         ('{"schema": 1, "keep": {"a": [0.5]}}', "not a list of integers"),
         ('{"schema": 1, "keep": {"a": [true]}}', "not a list of integers"),
         ('{"schema": 1, "keep": [1, 2]}', "not groups and their units"),
+        ('{"schema": 1, "keep": {"a": [0], "a": [1]}}', "'a' stands twice"),
+        ('{"schema": 1, "keep": {}, "sizes": {"a": "4"}}', "a size in the plan"),
+        ('{"schema": 1, "keep": {}, "blocks": "a"}', "'blocks' in the plan is not a list"),
+        ('{"schema": 1, "keep": {}, "allow_outputs": true}', "'allow_outputs' in the plan"),
+        ('{"schema": 1, "keep": {}, "allow_inexact": 1}', "neither true nor false"),
+        ('{"schema": 1, "keep": {}, "fingerprint": 7}', "no text"),
     ],
 )
 def test_a_file_that_is_no_plan_is_refused(text: str, says: str) -> None:

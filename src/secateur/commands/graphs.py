@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from secateur.commands.console import Steps, print_json, print_line, print_table
-from secateur.units import Unit
+from secateur.units import Aggregate, Normalise, Unit
 
 if TYPE_CHECKING:
     from secateur.workflow.pruning import Pruned
@@ -143,11 +143,17 @@ def prune(
     importance: str = "l2",
     scope: Literal["local", "global"] = "local",
     round_to: int = 1,
+    at_least: int = 0,
+    limit: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    aggregate: Aggregate = "sum",
+    normalise: Normalise = "sum",
+    allow_inexact: bool = False,
+    allow_output: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     plan: Path | None = None,
     plan_only: bool = False,
     json: bool = False,
 ) -> None:
-    """Remove heads, channels or experts, prove the result, and write model and plan.
+    """Remove heads, channels, experts or blocks, prove the result, and write model and plan.
 
     Parameters
     ----------
@@ -165,6 +171,19 @@ def prune(
         Rank within each layer, or over all layers together.
     round_to
         Kept units per layer are a multiple of this.
+    at_least
+        Every layer keeps this many; with 0 a ratio that would empty a layer is refused.
+    limit
+        GROUP=SHARE: at most this share of a group goes, 0 leaves it whole. GROUP is a name or a
+        pattern as in "heads of *layer.0"; may be given several times.
+    aggregate
+        How the scores of a unit in each weight of its group become one.
+    normalise
+        By what the scores of a layer are divided before all layers are ranked together.
+    allow_inexact
+        Also cut what a norm is taken over; the result is renormalised, not equal.
+    allow_output
+        Name of an output whose shape may change; may be given several times.
     plan
         Apply this plan (JSON) instead of making one.
     plan_only
@@ -177,7 +196,17 @@ def prune(
     from secateur.workflow.sources import load_model
 
     wanted = removal_from(
-        what=what, ratio=ratio, importance=importance, scope=scope, round_to=round_to
+        what=what,
+        ratio=ratio,
+        importance=importance,
+        scope=scope,
+        round_to=round_to,
+        at_least=at_least,
+        limits=_limits(limit),
+        aggregate=aggregate,
+        normalise=normalise,
+        allow_inexact=allow_inexact,
+        allow_outputs=allow_output,
     )
     given = read_plan(plan) if plan is not None else None
     steps = Steps(quiet=json)
@@ -193,6 +222,24 @@ def prune(
     else:
         _print_pruned(pruned)
         print_line(f"wrote {', '.join(files)}")
+
+
+def _limits(options: tuple[str, ...]) -> dict[str, str]:
+    """Split GROUP=SHARE; the recipe's checks read the share."""
+    from secateur.errors import BadInputError
+
+    limits = {}
+    for option in options:
+        name, equals, share = option.rpartition("=")
+        if not equals or name in limits:
+            raise BadInputError(
+                "a limit is given twice" if equals else "a limit is no GROUP=SHARE",
+                where="--limit",
+                got=option,
+                wanted='such as "heads of encoder.layer.0=0"',
+            )
+        limits[name] = share
+    return limits
 
 
 def _save_pruned(pruned: Pruned, output: Path, *, plan_only: bool) -> list[str]:

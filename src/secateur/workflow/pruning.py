@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from secateur.calibration.allocation import Allocation
+from secateur.calibration.importance import Scoring
 from secateur.calibration.planning import Ranking, combine
 from secateur.calibration.planning import plan as make_plan
 from secateur.errors import BadInputError, ParityError
@@ -61,7 +62,8 @@ def prune_graph(
         BadInputError: nothing to remove, a plan for another model, an unknown criterion.
         ParityError: the proof fails.
     """
-    analysis = analyse(model)
+    outputs = plan.allow_outputs if plan else allowed_outputs(removals)
+    analysis = analyse(model, allow_outputs=outputs)
     made = plan or make_plan_for(analysis, removals, batches)
     removed = _removed(analysis, made)
     if plan_only:
@@ -80,16 +82,26 @@ def make_plan_for(
     """
     if not removals:
         raise BadInputError("nothing is to be removed", wanted="a removal, or a plan file")
-    plans = [
-        make_plan(
-            analysis,
-            removal.what,
-            Allocation(ratio=removal.ratio, scope=removal.scope, round_to=removal.round_to),
-            Ranking(removal.importance, batches),
-        )
-        for removal in removals
-    ]
-    return combine(analysis, plans)
+    return combine(analysis, [_plan_one(analysis, removal, batches) for removal in removals])
+
+
+def _plan_one(analysis: Analysis, removal: Removal, batches: Sequence[Arrays]) -> Plan:
+    allocation = Allocation(
+        ratio=removal.ratio,
+        scope=removal.scope,
+        round_to=removal.round_to,
+        at_least=removal.at_least,
+        normalise=removal.normalise,
+        limits=removal.limits,
+    )
+    ranking = Ranking(removal.importance, batches, scoring=Scoring(removal.aggregate))
+    inexact = removal.allow_inexact
+    return make_plan(analysis, removal.what, allocation, ranking, allow_inexact=inexact)
+
+
+def allowed_outputs(removals: Sequence[Removal]) -> tuple[str, ...]:
+    """Outputs whose shape any of the removals may change."""
+    return tuple(dict.fromkeys(name for removal in removals for name in removal.allow_outputs))
 
 
 def read_plan(path: Path) -> Plan:
@@ -120,17 +132,27 @@ def recorded_plan(model: ir.Model) -> Plan | None:
             got=f"{len(records)} removals",
             next_step="combine the plans and remove in one step",
         )
-    keep = {name: tuple(r["kept"]) for record in records for name, r in record.items()}
-    return Plan(keep) if keep else None
+    found = {name: r for record in records for name, r in record.items()}
+    if not found:
+        return None
+    return Plan(
+        {name: tuple(r["kept"]) for name, r in found.items() if r["role"] != "block"},
+        allow_inexact=not all(r.get("exact", True) for r in found.values()),
+        allow_outputs=tuple(
+            dict.fromkeys(output for r in found.values() for output in r.get("outputs", ()))
+        ),
+        blocks=tuple(name for name, r in found.items() if r["role"] == "block"),
+    )
 
 
 def _removed(analysis: Analysis, plan: Plan) -> tuple[LayerRemoval, ...]:
     found = [(analysis.group(name), kept) for name, kept in plan.keep.items()]
-    return tuple(
+    units = tuple(
         LayerRemoval(group.layer, group.role, group.size, tuple(sorted(kept)))
         for group, kept in sorted(found, key=lambda pair: analysis.groups.index(pair[0]))
         if len(kept) < group.size
     )
+    return units + tuple(LayerRemoval(block, "blocks", 1, ()) for block in plan.blocks)
 
 
 def _prove(
@@ -155,4 +177,11 @@ def _prove(
     )
 
 
-__all__ = ["Pruned", "make_plan_for", "prune_graph", "read_plan", "recorded_plan"]
+__all__ = [
+    "Pruned",
+    "allowed_outputs",
+    "make_plan_for",
+    "prune_graph",
+    "read_plan",
+    "recorded_plan",
+]

@@ -98,9 +98,19 @@ def removed_units(model: ir.Model, plan: Plan) -> tuple[Removed, ...]:
 
     Raises:
         PreconditionError: a group that no weight consumes in equal, contiguous shares, such
-            as the width of a head, which is combined between two activations.
+            as the width of a head, which is combined between two activations; a whole block,
+            a shorter output, or a renormalised cut, which no weight of zero can stand for.
     """
-    analysis = analyse(model)
+    analysis = analyse(model, allow_outputs=plan.allow_outputs)
+    beyond = [f"the block {name}" for name in plan.blocks]
+    beyond += [
+        n for n in plan.keep if not analysis.group(n).exact or analysis.group(n).role == "outputs"
+    ]
+    if beyond:
+        raise PreconditionError(
+            f"the PyTorch module cannot be masked to be without {beyond[0]}",
+            next_step="write the model with `secateur export` and start from that .onnx file",
+        )
     found = []
     for name, kept in plan.keep.items():
         group = analysis.group(name)

@@ -1,8 +1,8 @@
 """Coupled groups, their scores and their removal, against a co-author's PyTorch code.
 
-The published aggregation is spelled out here, not in the product: a row per convolution,
-linear and batch-norm *weight* slice, none for biases, statistics and depthwise kernels.
-Taylor and SNIP arrays need gradients and belong to calibration.
+The published code has a row per convolution, linear and batch-norm *weight* slice, none for
+biases, statistics and depthwise kernels; which rows there are is said here, everything else is
+the product's. Taylor and SNIP arrays need gradients and belong to calibration.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from secateur.calibration.importance.magnitude import weight
-from secateur.calibration.importance.units import sum_by_unit, units
+from secateur.calibration.importance.aggregation import aggregate, normalise
+from secateur.calibration.importance.magnitude import rows
+from secateur.calibration.importance.units import units
 from secateur.export.onnx_file import from_onnx
 from secateur.graph_passes.groups import Analysis, Group, analyse
 from secateur.graph_passes.plan import make_plan
@@ -24,18 +25,9 @@ from secateur.graph_passes.removal import remove
 Unit = frozenset[tuple[str, int, tuple[int, ...]]]
 """What goes with one unit: (parameter, axis, positions) of every slice."""
 
-_REDUCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "sum": lambda rows: rows.sum(0),
-    "mean": lambda rows: rows.mean(0),
-    "max": lambda rows: rows.max(0),
-    "first": lambda rows: rows[0],
-}
-_NORMALISERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "None": lambda scores: scores,
-    "sum": lambda scores: scores / scores.sum(),
-    "mean": lambda scores: scores / scores.mean(),
-    "max": lambda scores: scores / scores.max(),
-}
+_REDUCTIONS = ("sum", "mean", "max", "first")
+_NORMALISERS = ("None", "sum", "mean", "max")
+_POWERS: dict[int, Callable[[np.ndarray], np.ndarray]] = {1: np.abs, 2: np.square}
 
 
 class Member(NamedTuple):
@@ -126,26 +118,24 @@ def _our_units(group: Group) -> list[Unit]:
 
 def _check_scores(match: Match, prefix: str, arrays: dict[str, np.ndarray]) -> None:
     for power in (1, 2):
-        rows = _rows(match, power)
-        for reduction, reduce in _REDUCTIONS.items():
-            for normaliser, normalise in _NORMALISERS.items():
+        found = _rows(match, power)
+        for reduction in _REDUCTIONS:
+            for normaliser in _NORMALISERS:
                 name = f"{prefix}__mag_p{power}_{reduction}_{normaliser}"
-                _close(normalise(reduce(rows)), arrays[name], name)
+                got = normalise(aggregate(found, reduction), normaliser.lower())
+                _close(got, arrays[name], name)
 
 
 def _rows(match: Match, power: int) -> np.ndarray:
     """(members, units): sum |w|^p of each weight slice, in the published order of both."""
     uses = {(use.parameter, use.axis): use for use in match.group.weights}
-    rows = []
-    for member in match.members:
-        if not member.is_scored or len(member.channels) != len(match.order):
-            continue  # the published code drops rows of another length (flattened inputs)
-        use = uses[f"{member.layer}.weight", member.axis]
-        powers = np.moveaxis(np.abs(weight(use)) ** power, use.axis, -1)
-        by_position = powers.reshape(-1, powers.shape[-1]).sum(0)
-        scores = sum_by_unit(by_position, units(use.expr, match.group.atom), match.group.size)
-        rows.append(scores[match.order])
-    return np.stack(rows)
+    scored = [
+        uses[f"{member.layer}.weight", member.axis]
+        for member in match.members
+        # the published code drops rows of another length (flattened inputs)
+        if member.is_scored and len(member.channels) == len(match.order)
+    ]
+    return rows(match.group, scored, _POWERS[power])[:, match.order]
 
 
 def _kept(match: Match, prefix: str, arrays: dict[str, np.ndarray]) -> tuple[int, ...]:

@@ -1,0 +1,111 @@
+"""Whether a graph is one: every value made once, before it is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx_ir as ir
+
+from secateur.errors import BadInputError
+from secateur.graph_passes.names import node_name
+
+
+def check_connections(model: ir.Model) -> None:
+    """Refuse a graph that nothing could run.
+
+    Raises:
+        BadInputError: a value that nothing makes, that is read before it is made (out of
+            order, or in a circle), or whose name another value has too.
+    """
+    _check(model.graph, set())
+
+
+def _check(graph: ir.Graph, outside: set[ir.Value]) -> None:
+    given = dict.fromkeys((*graph.inputs, *graph.initializers.values()))
+    _check_names((*given, *(value for node in graph for value in node.outputs)))
+    made = outside | set(given)
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value not in made:
+                raise _unmade(graph, node, value)
+        for inner in _subgraphs(node):
+            _check(inner, made)
+        made.update(node.outputs)
+    for value in graph.outputs:
+        if value not in made:
+            raise BadInputError(
+                "the graph contradicts itself",
+                got=f"the output {value.name!r} is made by nothing",
+                next_step="check the tool that wrote the file with onnx.checker",
+            )
+
+
+def _check_names(values: Iterable[ir.Value]) -> None:
+    seen = set()
+    for value in values:
+        if value.name and value.name in seen:
+            raise BadInputError(
+                "the graph contradicts itself",
+                got=f"two values are called {value.name!r}",
+                wanted="a name of its own for every value",
+            )
+        seen.add(value.name)
+
+
+def _unmade(graph: ir.Graph, node: ir.Node, value: ir.Value) -> BadInputError:
+    if value.producer() is None:
+        got = f"it reads {value.name!r}, which nothing makes"
+        return BadInputError("the graph contradicts itself", where=node_name(node), got=got)
+    if circle := _circle(graph):
+        return BadInputError(
+            "the graph runs in a circle",
+            where=node_name(circle[0]),
+            got=" -> ".join(node_name(n) for n in (*circle, circle[0])),
+            wanted="a graph without cycles; a loop is a Loop or Scan node",
+        )
+    return BadInputError(
+        "the nodes of the graph are out of order",
+        where=node_name(node),
+        got=f"it reads {value.name!r}, which a later node makes",
+        next_step="sort them: onnx_ir.passes.common.TopologicalSortPass()(model)",
+    )
+
+
+def _circle(graph: ir.Graph) -> list[ir.Node]:
+    """Nodes of which each reads the one before and the first reads the last; none, if none."""
+    done: set[ir.Node] = set()
+    for start in graph:
+        if start in done:
+            continue
+        path: list[tuple[ir.Node, Iterator[ir.Node]]] = [(start, _sources(start))]
+        on_path = {start: 0}
+        while path:
+            source = next(path[-1][1], None)
+            if source is None:
+                node, _ = path.pop()
+                del on_path[node]
+                done.add(node)
+            elif source in on_path:
+                return [node for node, _ in path[on_path[source] :]][::-1]
+            elif source not in done:
+                on_path[source] = len(path)
+                path.append((source, _sources(source)))
+    return []
+
+
+def _sources(node: ir.Node) -> Iterator[ir.Node]:
+    for value in node.inputs:
+        producer = None if value is None else value.producer()
+        if producer is not None:
+            yield producer
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+__all__ = ["check_connections"]
