@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import torch
+from tests.oracles.onnx_form import both_ways
 from torch import nn
 
 from secateur.models.madtp import blocks, published_names
-from secateur.models.madtp.encoder import Branch
+from secateur.models.madtp.encoder import Branch, Pruning, Start, encode
 from secateur.models.madtp.twin import make_twin
 
 
@@ -114,6 +116,52 @@ def _loaded(net: nn.Module, state) -> nn.Module:
     return net.eval()
 
 
+def ways(case, function, inputs, axes):
+    """PyTorch's result, and for the first case of a set (an export takes long) the graph's.
+
+    Graphs are made without the alignment features, which only training needs.
+    """
+    inputs = {name: torch.as_tensor(value) for name, value in inputs.items()}
+    made = in_torch(function, inputs, aligned=True)
+    if case.path.stem == "case0":
+        made += both_ways(function, inputs, axes, aligned=False)
+    return made
+
+
+def in_torch(function, inputs, **options):
+    with torch.no_grad():
+        outputs = function(**inputs, **options)
+    return [{name: np.asarray(value) for name, value in outputs.items()}]
+
+
+def compare(case, result, *, ordered: bool = False) -> None:
+    """Lengths of all layers, the output (rows as a set), and the alignment features."""
+    arrays = case.arrays
+    after = arrays.get("tokens_after_block", arrays.get("tokens_after_layer"))
+    np.testing.assert_array_equal(result["lengths"], after)
+    want, got = torch.as_tensor(arrays["out"]), torch.as_tensor(result["out"])
+    tolerance = 1e-4 * float(want.abs().max())
+    if ordered:
+        assert float((got - want).abs().max()) < tolerance
+    else:
+        assert float((got[:, 0] - want[:, 0]).abs().max()) < tolerance
+        assert max(map(rows_match, got, want)) < tolerance
+    if "features" in result and arrays["concept_ft_sum"].size:
+        np.testing.assert_allclose(
+            result["features"], arrays["concept_ft_sum"], rtol=1e-4, atol=1e-4
+        )
+
+
+def results(encoded, out) -> dict[str, torch.Tensor]:
+    lengths = [(1 + cut.kept + (cut.kept < cut.available).long())[0] for cut in encoded.cuts]
+    features = {} if encoded.features is None else {"features": encoded.features}
+    return {
+        "out": out,
+        **features,
+        "lengths": torch.stack(lengths) if lengths else torch.empty(0, dtype=torch.long),
+    }
+
+
 def rows_match(got: torch.Tensor, want: torch.Tensor) -> float:
     """Largest distance of a wanted row to its nearest among the rows that are left; (N, D) both."""
     assert got.shape == want.shape
@@ -127,4 +175,21 @@ def rows_match(got: torch.Tensor, want: torch.Tensor) -> float:
     return worst
 
 
-__all__ = ["Branch", "blocks"]
+def check_text(case, n_images: int) -> None:
+    """Hold a BLIP text encoder to its vectors."""
+    arrays, net = tensors(case), text(case, n_images)
+    branch = Branch(net.layer, blocks.BLIP_TEXT, arrays["space_dict"])
+    temperature = float(arrays["temperature"])
+    images = [f"image{i}" for i in range(n_images)]
+
+    def run(hidden, attention_mask, image0=None, image1=None, *, aligned):
+        given = [image for image in (image0, image1) if image is not None]
+        contexts = tuple(blocks.Context(image, None) for image in given)
+        start = Start(hidden, attention_mask > 0, contexts)
+        made = encode(branch, start, Pruning(temperature, coupled=True), aligned=aligned)
+        return results(made, made.hidden)
+
+    axes = {"hidden": ("batch", "tokens"), "attention_mask": ("batch", "tokens")}
+    axes |= dict.fromkeys(images, ("batch", "image_tokens"))
+    for result in ways(case, run, {name: arrays[name] for name in axes}, axes):
+        compare(case, result)
