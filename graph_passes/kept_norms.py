@@ -34,6 +34,8 @@ def renormalise(graph: ir.Graph, node: ir.Node, kept: Kept) -> None:
         _norm(graph, node, kept, tuple(range(first, rank)))
     elif node.op_type == "InstanceNormalization":
         _norm(graph, node, kept, tuple(range(2, _rank(node))))
+    elif node.op_type in {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization"}:
+        _norm(graph, _without_skip(graph, node), kept, (_rank(node) - 1,))
     else:
         raise PreconditionError(
             f"{node.op_type} over cut units cannot be restricted to the kept ones",
@@ -134,6 +136,36 @@ def _norm(graph: ir.Graph, node: ir.Node, kept: Kept, axes: tuple[int, ...]) -> 
     assert producer is not None
     _redirect(graph, node.outputs[0], producer)
     graph.remove(node, safe=False)
+
+
+def _without_skip(graph: ir.Graph, node: ir.Node) -> ir.Node:
+    """Spell x + skip + bias, and the norm of it, as nodes of their own."""
+    build = _Builder(graph, node)
+    simplified = node.op_type == "SkipSimplifiedLayerNormalization"
+    given = [*node.inputs, *[None] * 5]
+    beta, bias = (None, given[3]) if simplified else (given[3], given[4])
+    total, skip, scale = given[:3]
+    assert total is not None
+    assert scale is not None
+    for other in (skip, bias):
+        if other is not None:
+            total = build.op("Add", total, other)
+    first = node.inputs[0]
+    assert first is not None
+    _copy_type(first, total)
+    epsilon = ir.AttrFloat32("epsilon", node.attributes.get_float("epsilon", 1e-12))
+    inputs = [total, scale] if beta is None else [total, scale, beta]
+    kind = "SimplifiedLayerNormalization" if simplified else "LayerNormalization"
+    norm = build.op(kind, *inputs, attributes=(epsilon,)).producer()
+    maker = total.producer()
+    assert norm is not None
+    assert maker is not None
+    _copy_type(node.outputs[0], norm.outputs[0])
+    _redirect(graph, node.outputs[0], norm)
+    if len(node.outputs) > 3:
+        _redirect(graph, node.outputs[3], maker)
+    graph.remove(node, safe=False)
+    return norm
 
 
 def _redirect(graph: ir.Graph, old: ir.Value, maker: ir.Node) -> None:

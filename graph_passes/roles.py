@@ -155,6 +155,8 @@ def _stands_alone(atom: Atom, first: Atom, axes: AxisMap) -> bool:
 
 def _is_of_queries_only(node: ir.Node, atom: Atom, axes: AxisMap) -> bool:
     """Tell whether the keys have one head that all queries share (multi-query attention)."""
+    if node.op_type == "Attention" and node.domain == "com.microsoft":
+        return False  # queries, keys and values are parts of one product
     if node.op_type != "Softmax":
         keys = axes.at(node, 1)[1 if len(axes.at(node, 1)) == 4 else 2]
         return atom not in leaves(keys)

@@ -21,6 +21,7 @@ from secateur.graph_passes.removal import remove
 
 Feeds = Mapping[str, NDArray]
 BOUND = 1e-4
+_INTEGERS = {ir.DataType.INT64, ir.DataType.BOOL}
 HALF_BOUND = 2e-3
 """Of a file in half precision: both sides round, and sum in another order."""
 
@@ -119,7 +120,7 @@ def assert_nothing_is_silent(halved: Halved) -> None:
 
 
 def weights(model: ir.Model) -> int:
-    """Elements of all floating-point constants."""
+    """Elements of all constants that are no shapes."""
     values = list(model.graph.initializers.values())
     tensors = [v.const_value for v in values if v.const_value is not None]
     tensors += [
@@ -129,7 +130,7 @@ def weights(model: ir.Model) -> int:
         for a in node.attributes.values()
         if a.type == ir.AttributeType.TENSOR
     ]
-    return sum(int(t.size) for t in tensors if t.dtype.is_floating_point())
+    return sum(int(t.size) for t in tensors if t.dtype not in _INTEGERS)
 
 
 def ops(model: ir.Model) -> Counter[str]:
