@@ -25,6 +25,7 @@ from secateur.models.selectors.core import Option
 SELECTOR_KEY = "secateur.selector"
 OPTIONS_KEY = "secateur.selector.options"
 ORDER_KEY = "secateur.selector.order"
+PROTECTED_KEY = "secateur.selector.protected"
 
 _TRACED = {"batch": 2, "tokens": 24, "kept": 8, "layers": 3}
 _OTHER = 5
@@ -108,6 +109,8 @@ def _traced(spec: str, signature: Signature, options: tuple[tuple[str, Option], 
     model.metadata_props[SELECTOR_KEY] = spec
     model.metadata_props[OPTIONS_KEY] = json.dumps(dict(selector.options), sort_keys=True)
     model.metadata_props[ORDER_KEY] = net.order
+    if selector.reads_protected:
+        model.metadata_props[PROTECTED_KEY] = str(signature.protected)
     return model
 
 
@@ -276,4 +279,4 @@ def _check_graph(selector: Selector, model: ir.Model, names: tuple[str, ...]) ->
         )
 
 
-__all__ = ["OPTIONS_KEY", "ORDER_KEY", "SELECTOR_KEY", "Signature", "trace"]
+__all__ = ["OPTIONS_KEY", "ORDER_KEY", "PROTECTED_KEY", "SELECTOR_KEY", "Signature", "trace"]

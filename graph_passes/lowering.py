@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
@@ -13,20 +14,17 @@ from secateur.graph_passes.opset import SELECTION_OPSET, opset_of, raise_opset
 from secateur.graph_passes.prepare import prepare
 from secateur.graph_passes.restore import Dropped
 from secateur.graph_passes.selection.budget import Budget
+from secateur.graph_passes.selection.choice import Chosen, Selection
 from secateur.graph_passes.selection.flow import reads_shape_only
 from secateur.graph_passes.selection.region import Cut as CutPoint
-from secateur.graph_passes.token_selection import (
-    Chosen,
-    Selection,
-    check_selectable,
-    insert_at,
-)
+from secateur.graph_passes.token_selection import check_selectable, insert_at
 
 MARKER = ("secateur", "SelectTokens")
 """Domain and type of the node that ``secateur.models.select_tokens`` exports to."""
 
-Tracer = Callable[[str, Site, int], ir.Model]
-"""(selector, site, opset of the host) -> selector graph; export provides it."""
+Options = Mapping[str, bool | int | float | str]
+Tracer = Callable[[str, Site, int, Options], ir.Model]
+"""(selector, site, opset of the host, options) -> selector graph; export provides it."""
 
 
 def has_markers(model: ir.Model) -> bool:
@@ -68,14 +66,15 @@ def lower_markers(
     chosen: list[Chosen] = []
     for marker, cut in zip(markers, cuts, strict=True):
         site = site_named(sites, cut.site)
+        options = json.loads(marker.attributes.get_string("options", "{}"))
         selection = Selection(
             site=cut.site,
-            graph=trace(marker.attributes["by"].as_string(), site, opset_of(copy)),
+            graph=trace(marker.attributes["by"].as_string(), site, opset_of(copy), options),
             budget=_budget(marker, is_input=is_input),
             expose_kept=expose_kept,
         )
         chosen.append((selection, site, cut))
-    insert_at(copy, axes, chosen, outputs=outputs)
+    insert_at(copy, axes, chosen, sites=sites, outputs=outputs)
     return copy
 
 
@@ -99,8 +98,8 @@ def _budget(marker: ir.Node, *, is_input: bool) -> Budget:
         kind="permille",
         default=marker.attributes.get_int("permille", 1000),
         is_input=is_input,
-        protected=max(marker.attributes.get_int("protected", 1), 1),
+        protected=marker.attributes.get_int("protected", 1),
     )
 
 
-__all__ = ["MARKER", "Tracer", "has_markers", "lower_markers"]
+__all__ = ["MARKER", "Options", "Tracer", "has_markers", "lower_markers"]

@@ -48,6 +48,18 @@ class Restorer:
             )
         return self._originals[region]
 
+    def chosen_positions(self, region: int) -> tuple[ir.Value, ir.Value | None]:
+        """Return (B, K) int64 and (B, K) bool or None: what was chosen, before any merging."""
+        kept = self.kept(region)
+        if kept.chosen is None:
+            return self.original_positions(region), kept.valid
+        index, valid = kept.chosen
+        if region > 1:
+            before = self.original_positions(region - 1)
+            rows = self.emit.unsqueeze(index, (2,))
+            index = self.emit.op("GatherND", before, rows, batch_dims=1)
+        return index, valid
+
     def restore(self, value: ir.Value, region: int, dropped: Dropped) -> ir.Value:
         """(B, K, ...) of a region -> (B, N, ...).
 

@@ -1,25 +1,28 @@
 """What a selector may look at, built at a site in the cheapest way.
 
 ``class_row`` is one row of attention, O(N d), and never asks fused attention for its
-probabilities; ``column_mean`` needs the whole map, which a fused node has to repeat.
+probabilities; ``column_mean`` and ``full`` need the whole map, which a fused node has to repeat.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from secateur.errors import PreconditionError
-from secateur.graph_passes.attention import LogitStep, Site
-from secateur.graph_passes.axes import UNIT, node_name
+from secateur.errors import BadInputError, PreconditionError
+from secateur.graph_passes.attention import Site
+from secateur.graph_passes.axes import Expr, Sum, size
+from secateur.graph_passes.axes.expression import concatenation
+from secateur.graph_passes.selection.attention_rows import Row, Rows, as_heads
 from secateur.graph_passes.selection.budget import Tokens
 from secateur.graph_passes.selection.emit import Emitter
-from secateur.graph_passes.selection.neutral import Fill
-from secateur.graph_passes.selection.region import Regions
+from secateur.graph_passes.selection.flow import descendants
+from secateur.graph_passes.selection.region import Cut, Regions
+from secateur.graph_passes.selection.versions import Versions
 from secateur.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -29,42 +32,214 @@ _LAST = int(np.iinfo(np.int64).max)
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Where signals are built: the site, its tokens, and the hidden states to be cut."""
+    """Where signals are built.
+
+    Attributes:
+        emit: Where nodes go.
+        regions: The chain of cuts.
+        versions: What earlier cuts left.
+        site: The attention block.
+        sites: All attention blocks of the graph, in its order.
+        cut: Where tokens leave.
+        tokens: The tokens that reach the cut.
+        given: Signals that values of the graph give: signal name to value name.
+        layers: Which attention blocks up to the site signals of several layers are of, as
+            Python counts: ``"16:"``, ``"8,-1"``.
+    """
 
     emit: Emitter
     regions: Regions
+    versions: Versions
     site: Site
-    hidden: ir.Value
+    sites: tuple[Site, ...]
+    cut: Cut
     tokens: Tokens
+    given: Mapping[str, str] = field(default_factory=dict)
+    layers: str = ":"
+
+    @property
+    def rows(self) -> Rows:
+        """Attention probabilities of this graph."""
+        return Rows(self.emit, self.regions)
 
 
 SIGNALS: Registry[Callable[[Context], ir.Value]] = Registry("signal")
+
+_TOKEN_AXES: dict[str, tuple[int, ...]] = {
+    "class_row": (1,),
+    "last_row": (1,),
+    "column_mean": (1,),
+    "class_rows": (2,),
+    "column_means": (2,),
+    "keys": (2,),
+    "values": (2,),
+    "full": (2, 3),
+    "hidden_before": (1,),
+}
+"""Where signals of the site's attention have its tokens, which may be more than the cut's."""
+
+_FLOAT32 = frozenset({"accumulated", "patch_entropy"})
 
 
 def build(context: Context, names: tuple[str, ...]) -> dict[str, ir.Value]:
     """Emit the named signals.
 
     Raises:
-        BadInputError: a name is not a signal.
+        BadInputError: a name is not a signal, or is one that a recipe has to give.
         PreconditionError: the site's attention cannot give it.
     """
-    made = {name: SIGNALS[name](context) for name in names}
+    made = {name: _signal(context, name) for name in names}
     for name, value in made.items():
         if value.type is None:
             value.type = ir.TensorType(_type_of(context, name))
     return made
 
 
+def _signal(context: Context, name: str) -> ir.Value:
+    if name in context.given:
+        return _given(context, name)
+    if name not in SIGNALS:
+        raise BadInputError(
+            f"the selector reads the signal {name!r}, which this site cannot give",
+            where=f"site {context.cut.site!r}",
+            wanted=f"a value of the graph for {name!r}, or one of " + ", ".join(SIGNALS),
+            next_step=f"name it in the recipe: signals: {{{name}: <value of the graph>}}",
+        )
+    value = SIGNALS[name](context)
+    axes = _TOKEN_AXES.get(name, ())
+    fewer = lacking(context.regions, context.site) if axes else 0
+    if fewer is None:
+        raise PreconditionError(
+            f"the signal {name!r} of {context.site.name} is about other tokens than the cut's",
+            where=f"value {context.cut.value.name!r}",
+            wanted="the tokens of the site, or those behind its first ones",
+            next_step="choose a selector that reads hidden states, or a site of the same tower",
+        )
+    for axis in axes if fewer else ():
+        value = without_first(context.emit, value, axis, fewer)
+    return value
+
+
+def lacking(regions: Regions, site: Site) -> int | None:
+    """Return how many leading tokens of a site are not at the cut, None for other tokens."""
+    exprs = regions.axes.of(site.block)
+    tokens = exprs[1] if len(exprs) == 3 else ()
+    if tokens == regions.tokens:
+        return 0
+    if len(tokens) != 1 or not isinstance(tokens[0], Sum):
+        return None
+    return _prefix(tokens[0].terms, regions.tokens)
+
+
+def _prefix(terms: tuple[Expr, ...], rest: Expr) -> int | None:
+    """Return the length of the leading terms without which a sum is ``rest``."""
+    total = 0
+    for i in range(1, len(terms)):
+        length = size(terms[i - 1])
+        if not isinstance(length, int):
+            return None
+        total += length
+        if concatenation(terms[i:]) == rest:
+            return total
+    return None
+
+
+def without_first(emit: Emitter, value: ir.Value, axis: int, n_first: int) -> ir.Value:
+    """Drop the first elements along an axis."""
+    made = emit.op("Slice", value, emit.ints(n_first), emit.ints(_LAST), emit.ints(axis))
+    made.type = value.type
+    return made
+
+
 def _type_of(context: Context, name: str) -> ir.DataType:
     if name == "valid":
         return ir.DataType.BOOL
-    return context.site.query.dtype or context.hidden.dtype or ir.DataType.FLOAT
+    if name in _FLOAT32:
+        return ir.DataType.FLOAT
+    return context.site.query.dtype or context.cut.value.dtype or ir.DataType.FLOAT
+
+
+# --- from elsewhere --------------------------------------------------------------------------
+
+_NEW_INPUT = "input:"
+
+
+def _given(context: Context, name: str) -> ir.Value:
+    """A value of the graph, or a new input ``<site>.<signal>`` of a width: ``input:512``."""
+    wanted = context.given[name]
+    if wanted.startswith(_NEW_INPUT):
+        return _new_input(context, name, wanted.removeprefix(_NEW_INPUT))
+    graph = context.emit.graph
+    found = [value for value in (*graph.inputs, *_made(context)) if value.name == wanted]
+    if not found:
+        raise BadInputError(
+            f"the graph has no value {wanted!r} to take the signal {name!r} from",
+            where=f"site {context.cut.site!r}",
+            next_step="name an input or an output of the graph, or input:<width> for a new one",
+        )
+    producer = found[0].producer()
+    behind = 0 if producer is None else context.regions.of.get(producer, 0)
+    if behind > len(context.versions.kept):
+        raise BadInputError(
+            f"the signal {name!r} is made behind the cut that reads it",
+            where=f"site {context.cut.site!r}, value {wanted!r}",
+            next_step="name a value in front of the cut",
+        )
+    return found[0]
+
+
+def _made(context: Context) -> list[ir.Value]:
+    return [value for node in context.regions.order for value in node.outputs]
+
+
+def _new_input(context: Context, name: str, width: str) -> ir.Value:
+    if not width.isdigit() or not int(width):
+        raise BadInputError(
+            f"a new input for the signal {name!r} needs its width",
+            got=f"{_NEW_INPUT}{width}",
+            wanted=f"{_NEW_INPUT}<number>, such as {_NEW_INPUT}512",
+        )
+    value = ir.Value(
+        name=f"{context.cut.site}.{name}",
+        shape=ir.Shape(["batch", int(width)]),
+        type=ir.TensorType(ir.DataType.FLOAT),
+    )
+    context.emit.graph.inputs.append(value)
+    return value
+
+
+# --- the tokens themselves -------------------------------------------------------------------
 
 
 @SIGNALS.register("hidden")
 def hidden(context: Context) -> ir.Value:
     """(B, N, D), the very tokens that are selected from."""
-    return context.hidden
+    return context.cut.value
+
+
+@SIGNALS.register("hidden_before")
+def hidden_before(context: Context) -> ir.Value:
+    """(B, N, D), the residual stream that the site's attention is added to."""
+    flow = descendants(context.site.output)
+    value = context.site.after_attention
+    while (node := value.producer()) is not None and node in flow:
+        from_outside = [
+            item
+            for item in node.inputs
+            if item is not None and item.producer() not in flow and item.const_value is None
+        ]
+        if node.op_type == "Add" and from_outside:
+            return from_outside[0]
+        inside = [item for item in node.inputs if item is not None and item.producer() in flow]
+        if not inside:
+            break
+        value = inside[0]
+    raise PreconditionError(
+        f"the signal 'hidden_before' cannot be had at {context.site.name}",
+        where=f"value {context.site.after_attention.name!r}",
+        got="no sum of the residual stream and what attention returns",
+        next_step="choose a selector that reads hidden states behind the block",
+    )
 
 
 @SIGNALS.register("valid")
@@ -72,44 +247,107 @@ def valid(context: Context) -> ir.Value:
     """(B, N) bool, False on padding."""
     if context.tokens.valid is not None:
         return context.tokens.valid
-    shape = context.emit.op("Shape", context.hidden, start=0, end=2)
+    shape = context.emit.op("Shape", context.cut.value, start=0, end=2)
     yes = ir.tensor(np.array([True]))
     return context.emit.op("ConstantOfShape", shape, value=yes)
+
+
+@SIGNALS.register("accumulated")
+def accumulated(context: Context) -> ir.Value:
+    """(B, N) float32: what the site before handed on, of the tokens that it kept."""
+    if not context.versions.kept:
+        shape = context.emit.op("Shape", context.cut.value, start=0, end=2)
+        zero = ir.tensor(np.zeros(1, dtype=np.float32))
+        return context.emit.op("ConstantOfShape", shape, value=zero)
+    state = context.versions.kept[-1].state
+    if state is None:
+        raise BadInputError(
+            "the selector reads the signal 'accumulated', which the site before does not hand on",
+            where=f"site {context.cut.site!r}",
+            wanted="a method with a state at the site before",
+            next_step="name the same selector at both sites",
+        )
+    return state
+
+
+# --- of attention ----------------------------------------------------------------------------
 
 
 @SIGNALS.register("keys")
 def keys(context: Context) -> ir.Value:
     """(B, H, N, Dh), unscaled, rotated where the model rotates them; H of the keys."""
-    site, emit = context.site, context.emit
-    return _as_heads(emit, site.key, site.key_layout, (site.key_heads, site.head_dim))
+    site = context.site
+    return as_heads(context.emit, site.key, site.key_layout, (site.key_heads, site.head_dim))
 
 
 @SIGNALS.register("values")
 def values(context: Context) -> ir.Value:
     """(B, H, N, Dh)."""
-    site, emit = context.site, context.emit
-    return _as_heads(emit, site.value, site.layout, (site.key_heads, site.head_dim))
+    site = context.site
+    return as_heads(context.emit, site.value, site.layout, (site.key_heads, site.head_dim))
+
+
+@SIGNALS.register("class_value")
+def class_value(context: Context) -> ir.Value:
+    """(B, H, Dh): the value of the first token."""
+    emit, made = context.emit, values(context)
+    first = emit.op("Slice", made, emit.ints(0), emit.ints(1), emit.ints(2))
+    return emit.squeeze(first, (2,))
 
 
 @SIGNALS.register("class_row")
 def class_row(context: Context) -> ir.Value:
     """(B, N): how much the first token attends to each token, mean over heads."""
-    emit = context.emit
-    logits = _logits(context, only_first=True)
-    weights = emit.op("Softmax", logits, axis=-1)
-    return emit.op("ReduceMean", weights, emit.ints(1, 2), keepdims=0)
+    return _class_row_of(context, context.site)
+
+
+@SIGNALS.register("class_rows")
+def class_rows(context: Context) -> ir.Value:
+    """(B, L, N): the same of several layers."""
+    return _of_layers(context, _class_row_of)
+
+
+@SIGNALS.register("last_row")
+def last_row(context: Context) -> ir.Value:
+    """(B, N): how much the last valid token attends to each token, mean over heads."""
+    emit, counts = context.emit, context.tokens.counts
+    position = None
+    if context.tokens.valid is not None and counts is not None:
+        position = _position(context, last=True)
+    row = context.rows.row(context.site, Row("last", position))
+    return emit.op("ReduceMean", row, emit.ints(1, 2), keepdims=0)
 
 
 @SIGNALS.register("column_mean")
 def column_mean(context: Context) -> ir.Value:
     """(B, N): how much each token is attended to, mean over heads and valid queries."""
-    emit, site = context.emit, context.site
-    if site.transposed_key is not None:
-        weights = site.node.outputs[0]
-    else:
-        logger.info("column_mean computes the attention map of %s a second time", site.name)
-        logits = _logits(context, only_first=False)
-        weights = emit.op("Softmax", logits, axis=-1)
+    return _column_mean_of(context, context.site)
+
+
+@SIGNALS.register("column_means")
+def column_means(context: Context) -> ir.Value:
+    """(B, L, N): the same of several layers."""
+    return _of_layers(context, _column_mean_of)
+
+
+@SIGNALS.register("full")
+def full(context: Context) -> ir.Value:
+    """(B, H, N, N), softmax over keys."""
+    _warn_of_map(context.site)
+    return context.rows.full(context.site)
+
+
+def _class_row_of(context: Context, site: Site) -> ir.Value:
+    emit = context.emit
+    position = None if context.tokens.ranks is None else _position(context, last=False)
+    row = context.rows.row(site, Row("first", position))
+    return emit.op("ReduceMean", row, emit.ints(1, 2), keepdims=0)
+
+
+def _column_mean_of(context: Context, site: Site) -> ir.Value:
+    emit = context.emit
+    _warn_of_map(site)
+    weights = context.rows.full(site)
     if context.tokens.valid is None:
         return emit.op("ReduceMean", weights, emit.ints(1, 2), keepdims=0)
     counted = emit.op("CastLike", context.tokens.valid, weights)
@@ -119,96 +357,61 @@ def column_mean(context: Context) -> ir.Value:
     return emit.op("ReduceMean", columns, emit.ints(1, 2), keepdims=0)
 
 
-def _as_heads(emit: Emitter, value: ir.Value, layout: str, sizes: tuple[int, int]) -> ir.Value:
-    if layout == "bnd":
-        value, layout = emit.op("Reshape", value, emit.ints(0, 0, *sizes)), "bnhd"
-    perms = {"bhnd": (0, 1, 2, 3), "bnhd": (0, 2, 1, 3), "bhdn": (0, 1, 3, 2)}
-    return emit.transpose(value, perms[layout])
-
-
-# --- attention scores --------------------------------------------------------------------
-
-
-def _logits(context: Context, *, only_first: bool) -> ir.Value:
-    site = context.site
+def _warn_of_map(site: Site) -> None:
     if site.transposed_key is None:
-        return _fused_logits(context, only_first=only_first)
-    emit = context.emit
-    matmul = site.steps[0].node.inputs[site.steps[0].slot] if site.steps else site.node.inputs[0]
-    assert matmul is not None
-    product = matmul.producer()
-    assert product is not None
-    query, right = product.inputs[0], product.inputs[1]
-    assert query is not None
-    rows = _first(emit, query, 2) if only_first else query
-    here = emit.op("MatMul", rows, right)
-    for step in site.steps:
-        here = _replay(context, step, here, only_first=only_first)
-    return here
+        logger.info("the attention map of %s is computed a second time", site.name)
 
 
-def _replay(context: Context, step: LogitStep, here: ir.Value, *, only_first: bool) -> ir.Value:
-    """Apply one node between q k^T and the softmax to other rows."""
-    inputs: list[ir.Value | None] = []
-    for slot, value in enumerate(step.node.inputs):
-        exprs = context.regions.exprs(step.node, slot)
-        if slot == step.slot:
-            inputs.append(here)
-        elif value is not None and only_first and exprs and len(exprs) > 1 and exprs[-2] != UNIT:
-            inputs.append(_first(context.emit, value, len(exprs) - 2))
-        else:
-            inputs.append(value)
-    return context.emit.copy(step.node, inputs).outputs[0]
+def _position(context: Context, *, last: bool) -> ir.Value:
+    """(B,) int64: the first or the last valid token of each sample."""
+    emit, alive = context.emit, context.tokens.valid
+    assert alive is not None
+    numbers = emit.op("Cast", alive, to=ir.DataType.INT32.value)
+    return emit.op("ArgMax", numbers, axis=1, keepdims=0, select_last_index=int(last))
 
 
-def _first(emit: Emitter, value: ir.Value, axis: int) -> ir.Value:
-    return emit.op("Slice", value, emit.ints(0), emit.ints(1), emit.ints(axis))
+def _of_layers(context: Context, of: Callable[[Context, Site], ir.Value]) -> ir.Value:
+    """Stack (B, N) of several sites into (B, L, N), with the tokens that are left here."""
+    here = len(context.versions.kept)
+    rows = []
+    for site in _layers(context):
+        row, region = of(context, site), context.regions.of.get(site.node, 0)
+        if region != here and context.tokens.valid is not None:
+            raise PreconditionError(
+                f"attention of {site.name} cannot be read behind a cut of padded samples",
+                where=f"site {context.cut.site!r}",
+                next_step="name later layers in the option 'layers'",
+            )
+        for number in range(region + 1, here + 1):
+            row = context.versions.gather(row, number)
+        rows.append(context.emit.unsqueeze(row, (1,)))
+    return rows[0] if len(rows) == 1 else context.emit.op("Concat", *rows, axis=1)
 
 
-def _fused_logits(context: Context, *, only_first: bool) -> ir.Value:
-    emit, site = context.emit, context.site
-    _check_fused(site, only_first=only_first)
-    groups, repeats = site.key_heads, site.heads // max(site.key_heads, 1)
-    query = site.query
-    if only_first:
-        query = _first(emit, query, 2 if site.layout == "bhnd" else 1)
-    query = _as_heads(emit, query, site.layout, (site.heads, site.head_dim))
-    if repeats > 1 and only_first:
-        query = emit.op("Reshape", query, emit.ints(0, groups, repeats, site.head_dim))
-    scale = emit.number(site.scale, query.dtype or site.query.dtype or ir.DataType.FLOAT)
-    transposed = emit.transpose(keys(context), (0, 1, 3, 2))
-    logits = emit.op("MatMul", emit.op("Mul", query, scale), transposed)
-    mask = site.node.inputs[_mask_slot(site)] if site.mask is not None else None
-    if mask is None or site.mask is None:
-        return logits
-    exprs = context.regions.exprs(site.node, _mask_slot(site))
-    if only_first and exprs and len(exprs) > 1 and exprs[-2] != UNIT:
-        mask = _first(emit, mask, len(exprs) - 2)
-    if site.mask.dtype == ir.DataType.BOOL:
-        dtype = site.query.dtype or ir.DataType.FLOAT
-        return emit.op("Where", mask, logits, emit.number(Fill.LOWEST.number(dtype), dtype))
-    return emit.op("Add", logits, mask)
-
-
-def _mask_slot(site: Site) -> int:
-    return 5 if site.node.domain == "com.microsoft" else 3
-
-
-def _check_fused(site: Site, *, only_first: bool) -> None:
-    node = site.node
-    reason = ""
-    if node.attributes.get_int("is_causal", 0) or node.attributes.get_int("unidirectional", 0):
-        reason = "a causal attention: its first token sees only itself"
-    elif node.attributes.get_float("softcap", 0.0):
-        reason = "an attention with softcap"
-    elif site.key_heads != site.heads and not only_first:
-        reason = "the whole map of an attention with grouped queries"
-    if reason:
-        raise PreconditionError(
-            f"attention scores cannot be computed beside {reason}",
-            where=f"{node.op_type} node {node_name(node)}",
-            next_step="choose a selector that reads keys, values or hidden states",
+def _layers(context: Context) -> list[Site]:
+    """Return the sites that ``layers`` names, of those whose flow reaches the site's node."""
+    name = context.site.node
+    there = [s for s in context.sites if s.node is name or name in descendants(s.output)]
+    try:
+        picked = _pick(context.layers, len(there))
+    except (ValueError, IndexError):
+        picked = []
+    if not picked:
+        raise BadInputError(
+            "the option 'layers' names no layer",
+            where=f"site {context.cut.site!r}",
+            got=repr(context.layers),
+            wanted=f"a range such as '2:' or a list such as '0,-1' of {len(there)} layers",
         )
+    return [there[i] for i in picked]
 
 
-__all__ = ["SIGNALS", "Context", "build"]
+def _pick(spec: str, n_layers: int) -> list[int]:
+    everything = list(range(n_layers))
+    if ":" not in spec:
+        return [everything[int(item)] for item in spec.split(",")]
+    first, _, stop = spec.partition(":")
+    return everything[slice(int(first) if first else None, int(stop) if stop else None)]
+
+
+__all__ = ["SIGNALS", "Context", "build", "lacking", "without_first"]

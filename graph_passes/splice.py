@@ -1,8 +1,8 @@
-"""Copy a small graph into a model: a traced selector, between its signals and its score."""
+"""Copy a small graph into a model: a traced selector, between its signals and its results."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 
@@ -10,72 +10,149 @@ from secateur.errors import BadInputError
 from secateur.graph_passes.axes import constant
 from secateur.graph_passes.selection.emit import Emitter
 
+MERGE_INPUTS = ("index", "valid_kept")
+"""Inputs of a selector graph that are known only when the choice is made."""
 
-def splice(emit: Emitter, selector: ir.Model, signals: Mapping[str, ir.Value]) -> ir.Value:
-    """Copy the selector's nodes behind the signals and return its score.
+_NO_SIGNALS = frozenset({"count", *MERGE_INPUTS})
 
-    Args:
-        emit: Where the nodes go; its prefix names them.
-        selector: Inputs named after signals, one output ``score`` (B, N).
-        signals: A value per input of the selector.
 
-    Raises:
-        BadInputError: a signal is missing, or the selector has not one output.
+class Splice:
+    """A selector on its way into a model.
+
+    Nodes are copied as soon as all that they read is there, so that the nodes that merge
+    tokens can wait for the choice.
     """
-    graph = selector.graph
-    if len(graph.outputs) != 1:
-        raise BadInputError(
-            "a selector graph has one output, the score",
-            got=", ".join(str(output.name) for output in graph.outputs) or "none",
-            next_step="trace it with secateur.export.selector_graph.trace",
-        )
-    known: dict[ir.Value, ir.Value] = {}
-    for value in graph.inputs:
-        known[value] = _signal(emit, value, signals)
-    for node in graph:
+
+    def __init__(self, emit: Emitter, selector: ir.Model) -> None:
+        self._emit = emit
+        self._graph = selector.graph
+        self._known: dict[ir.Value, ir.Value] = {}
+        self._waiting = list(selector.graph)
+        if "score" not in {output.name for output in selector.graph.outputs}:
+            raise BadInputError(
+                "a selector graph has an output named score",
+                got=", ".join(str(output.name) for output in selector.graph.outputs) or "none",
+                next_step="trace it with secateur.export.selector_graph.trace",
+            )
+
+    def give(self, values: Mapping[str, ir.Value]) -> None:
+        """Connect inputs by name, and copy every node that can be."""
+        for value in self._graph.inputs:
+            if str(value.name) in values:
+                self._known[value] = _as(self._emit, values[str(value.name)], value)
+        left = []
+        for node in self._waiting:
+            if all(self._is_there(value) for value in _read(node)):
+                self._copy(node)
+            else:
+                left.append(node)
+        self._waiting = left
+
+    def reads(self, name: str) -> bool:
+        """Tell whether the selector has an input of that name."""
+        return any(value.name == name for value in self._graph.inputs)
+
+    def has(self, name: str) -> bool:
+        """Tell whether the selector has an output of that name."""
+        return any(value.name == name for value in self._graph.outputs)
+
+    def result(self, name: str) -> ir.Value | None:
+        """Return an output by name, None where the selector has none.
+
+        Raises:
+            BadInputError: an input that it depends on was not given.
+        """
+        for value in self._graph.outputs:
+            if value.name == name:
+                return self._result(value)
+        return None
+
+    def _result(self, value: ir.Value) -> ir.Value:
+        if not self._is_there(value):
+            open_inputs = [str(v.name) for v in self._graph.inputs if v not in self._known]
+            raise BadInputError(
+                "the selector reads a signal that this site cannot give",
+                got=", ".join(open_inputs) or f"nothing that makes {value.name!r}",
+                next_step="choose another selector",
+            )
+        found = self._lookup(value)
+        if value.name == "score" and value.dtype not in (None, ir.DataType.FLOAT):
+            return self._emit.op("Cast", found, to=ir.DataType.FLOAT.value)
+        return found
+
+    def _is_there(self, value: ir.Value) -> bool:
+        return value in self._known or constant(value) is not None
+
+    def _copy(self, node: ir.Node) -> None:
         if node.op_type == "Constant" and not node.domain:
-            continue
-        inputs = [None if v is None else _lookup(emit, v, known) for v in node.inputs]
+            return
+        inputs = [None if value is None else self._lookup(value) for value in node.inputs]
         if node.op_type == "Identity" and not node.domain and inputs[0] is not None:
-            known[node.outputs[0]] = inputs[0]
-            continue
-        copied = emit.copy(node, inputs)
-        known.update(zip(node.outputs, copied.outputs, strict=True))
-    score = _lookup(emit, graph.outputs[0], known)
-    if graph.outputs[0].dtype not in (None, ir.DataType.FLOAT):
-        score = emit.op("Cast", score, to=ir.DataType.FLOAT.value)
-    return score
+            self._known[node.outputs[0]] = inputs[0]
+            return
+        copied = self._emit.copy(node, inputs)
+        for name, attribute in tuple(copied.attributes.items()):
+            if attribute.type == ir.AttributeType.GRAPH:
+                body = self._body(attribute.as_graph(), f"{copied.name}/{name}")
+                copied.attributes[name] = ir.AttrGraph(name, body)
+        self._known.update(zip(node.outputs, copied.outputs, strict=True))
+
+    def _body(self, body: ir.Graph, prefix: str) -> ir.Graph:
+        """Copy the body of a Loop: what it reads of the selector, it now reads of the model."""
+        made = body.clone(allow_outer_scope_values=True)
+        mine = {*made.inputs, *made.initializers.values()}
+        for node in made:
+            mine.update(node.outputs)
+        for value in mine:
+            value.name = f"{prefix}/{value.name}"
+        for node in made:
+            node.name = f"{prefix}/{node.name}"
+            for slot, read in enumerate(node.inputs):
+                if read is not None and read not in mine:
+                    node.replace_input_with(slot, self._lookup(read))
+        for i, output in enumerate(made.outputs):
+            if output not in mine:
+                same = ir.node("Identity", [self._lookup(output)], name=f"{prefix}/output_{i}")
+                same.outputs[0].name = f"{prefix}/output_{i}"
+                same.outputs[0].type, same.outputs[0].shape = output.type, output.shape
+                made.append(same)
+                made.outputs[i] = same.outputs[0]
+        return made
+
+    def _lookup(self, value: ir.Value) -> ir.Value:
+        if value not in self._known:
+            array = constant(value)
+            if array is None:
+                raise BadInputError(
+                    f"the selector graph reads {value.name!r}, which nothing makes",
+                    next_step="trace it again with secateur.export.selector_graph.trace",
+                )
+            self._known[value] = self._emit.constant(array)
+        return self._known[value]
 
 
 def required_signals(selector: ir.Model) -> tuple[str, ...]:
     """Return the names of the signals that a selector graph reads."""
-    return tuple(str(value.name) for value in selector.graph.inputs)
+    names = (str(value.name) for value in selector.graph.inputs)
+    return tuple(name for name in names if name not in _NO_SIGNALS)
 
 
-def _signal(emit: Emitter, value: ir.Value, signals: Mapping[str, ir.Value]) -> ir.Value:
-    name = str(value.name)
-    if name not in signals:
-        raise BadInputError(
-            f"the selector reads the signal {name!r}, which this site cannot give",
-            wanted="one of " + ", ".join(sorted(signals)),
-            next_step="choose another selector",
-        )
-    given = signals[name]
-    if value.dtype is None or given.dtype is None or value.dtype == given.dtype:
+def _read(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield what a node reads, in its own scope or from inside its bodies."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            body = attribute.as_graph()
+            inside = {*body.inputs, *body.initializers.values()}
+            inside.update(output for inner in body for output in inner.outputs)
+            read = [value for inner in body for value in _read(inner)] + list(body.outputs)
+            yield from (value for value in read if value not in inside)
+
+
+def _as(emit: Emitter, given: ir.Value, wanted: ir.Value) -> ir.Value:
+    if wanted.dtype is None or given.dtype is None or wanted.dtype == given.dtype:
         return given
-    return emit.op("Cast", given, to=value.dtype.value)
+    return emit.op("Cast", given, to=wanted.dtype.value)
 
 
-def _lookup(emit: Emitter, value: ir.Value, known: dict[ir.Value, ir.Value]) -> ir.Value:
-    if value not in known:
-        array = constant(value)
-        if array is None:
-            raise BadInputError(
-                f"the selector graph reads {value.name!r}, which nothing makes",
-                next_step="trace it again with secateur.export.selector_graph.trace",
-            )
-        known[value] = emit.constant(array)
-    return known[value]
-
-
-__all__ = ["required_signals", "splice"]
+__all__ = ["MERGE_INPUTS", "Splice", "required_signals"]

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from secateur.errors import BadInputError, PreconditionError
-from secateur.graph_passes import signals
-from secateur.graph_passes.attention import Cut, Site, find_sites, site_named
+from secateur.graph_passes.attention import Site, find_sites, site_named
 from secateur.graph_passes.axes import AxisMap, Expr, analyse_axes, size
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of, raise_opset
 from secateur.graph_passes.prepare import prepare
 from secateur.graph_passes.restore import Dropped, Restorer
-from secateur.graph_passes.selection.budget import (
-    Budget,
-    Kept,
-    Tokens,
-    count_valid,
-    keep,
-    protect,
-)
+from secateur.graph_passes.selection.budget import Budget, Kept
 from secateur.graph_passes.selection.checks import check_regions
+from secateur.graph_passes.selection.choice import Chosen, Selection, Surroundings, choose
+from secateur.graph_passes.selection.cut_points import cut_value
 from secateur.graph_passes.selection.emit import Emitter, named
 from secateur.graph_passes.selection.flow import readers
 from secateur.graph_passes.selection.folds import Requests, requests
@@ -34,10 +26,8 @@ from secateur.graph_passes.selection.pointers import Pointers
 from secateur.graph_passes.selection.region import Cut as CutPoint
 from secateur.graph_passes.selection.region import Regions, crossings, map_regions
 from secateur.graph_passes.selection.rewire import repair_shapes, rewire
-from secateur.graph_passes.selection.validity import validity
 from secateur.graph_passes.selection.versions import Versions
-from secateur.graph_passes.shape_repair import restore_shapes, tokens_before
-from secateur.graph_passes.splice import required_signals, splice
+from secateur.graph_passes.shape_repair import restore_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -45,26 +35,6 @@ SITES_KEY = "secateur.sites"
 """Metadata entry of a selecting model: a JSON list with one record per site."""
 
 _SELECTOR_KEY = "secateur.selector"
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """One selection to insert.
-
-    Attributes:
-        site: Name of an attention block, or a unique end of it.
-        graph: The selector: inputs named after signals, output ``score`` (B, N).
-        budget: How many tokens stay.
-        cut: Where in the block tokens leave.
-        expose_kept: Whether ``<site>.kept``, int64 (B, K), becomes an output: original
-            positions, -1 in slots that hold no token.
-    """
-
-    site: str
-    graph: ir.Model
-    budget: Budget = Budget()  # noqa: RUF009 - frozen
-    cut: Cut = "block"
-    expose_kept: bool = False
 
 
 def insert_selections(
@@ -131,13 +101,10 @@ class InsertTokenSelection(InPlacePass):
         chosen = []
         for selection in self.selections:
             site = site_named(sites, selection.site)
-            value = site.cut(selection.cut)
+            value = cut_value(model, site, selection.cut)
             cut = CutPoint(selection.site, value, tuple(readers(value)))
             chosen.append((selection, site, cut))
-        insert_at(model, axes, chosen, outputs=self.outputs)
-
-
-Chosen = tuple[Selection, Site, CutPoint]
+        insert_at(model, axes, chosen, sites=sites, outputs=self.outputs)
 
 
 def check_selectable(model: ir.Model) -> None:
@@ -158,7 +125,14 @@ def check_selectable(model: ir.Model) -> None:
         )
 
 
-def insert_at(model: ir.Model, axes: AxisMap, chosen: list[Chosen], *, outputs: Dropped) -> None:
+def insert_at(
+    model: ir.Model,
+    axes: AxisMap,
+    chosen: list[Chosen],
+    *,
+    sites: tuple[Site, ...],
+    outputs: Dropped,
+) -> None:
     """Insert selections at given cut points of an analysed model, in place."""
     order = {node: i for i, node in enumerate(model.graph)}
     in_order = sorted(chosen, key=lambda item: _position(item[2].value, order))
@@ -169,10 +143,12 @@ def insert_at(model: ir.Model, axes: AxisMap, chosen: list[Chosen], *, outputs: 
     check_regions(regions, protected, pointers.nodes)
     found = [crossing for crossing in crossings(regions) if crossing.node not in pointers.nodes]
     versions = Versions(emit, regions)
+    around = Surroundings(versions, regions, pointers, sites)
     restore_shapes(emit, regions)
-    for number, (selection, site, cut) in enumerate(in_order, start=1):
+    for number, one in enumerate(in_order, start=1):
+        cut = one[2]
         emit.prefix = f"{cut.site}/selection"
-        kept = _select((selection, site, cut), versions, regions, pointers)
+        kept = choose(one, around)
         versions.kept.append(kept)
         _cut(cut, versions, number)
         pointers.follow(kept, number)
@@ -188,55 +164,10 @@ def insert_at(model: ir.Model, axes: AxisMap, chosen: list[Chosen], *, outputs: 
     )
 
 
-def _select(chosen: Chosen, versions: Versions, regions: Regions, pointers: Pointers) -> Kept:
-    """Splice the selector and the budget arithmetic of one site."""
-    selection, site, cut = chosen
-    emit = versions.emit
-    tokens = _tokens(site, versions, regions)
-    context = signals.Context(emit, regions, site, cut.value, tokens)
-    given = signals.build(context, required_signals(selection.graph))
-    score = splice(emit, selection.graph, given)
-    score = protect(emit, score, tokens, selection.budget.protected)
-    score = pointers.protect(score, tokens.length)
-    if tokens.valid is not None:
-        padding = emit.number(-np.inf, ir.DataType.FLOAT)
-        score = emit.op("Where", tokens.valid, score, padding)
-    named(score, f"{cut.site}.score")
-    biased = emit.op("Add", score, _bias(emit, cut.site))
-    budget = selection.budget
-    always = budget.protected + len(pointers)
-    return keep(emit, biased, tokens, replace(budget, protected=always), cut.site)
-
-
-def _tokens(site: Site, versions: Versions, regions: Regions) -> Tokens:
-    """Return what the selection starts from: the last one's tokens, or all that are valid."""
-    if versions.kept:
-        last = versions.kept[-1]
-        return Tokens(last.length, last.valid, last.counts, None)
-    found = validity(versions.emit, regions, site)
-    length = tokens_before(versions.emit, regions)
-    if found is None:
-        return Tokens(length, None, None, None)
-    versions.valid_source = found.source
-    return count_valid(versions.emit, length, found.valid)
-
-
-def _bias(emit: Emitter, site: str) -> ir.Value:
-    """(1, 1) zero that is an input too: [B, N] in the forced twin, protection at run time."""
-    value = ir.Value(
-        name=f"{site}.score_bias",
-        const_value=ir.tensor(np.zeros((1, 1), dtype=np.float32)),
-        shape=ir.Shape([f"{site}.score_bias.rows", f"{site}.score_bias.columns"]),
-        type=ir.TensorType(ir.DataType.FLOAT),
-    )
-    emit.graph.register_initializer(value)
-    emit.graph.inputs.append(value)
-    return value
-
-
 def _cut(cut: CutPoint, versions: Versions, region: int) -> None:
     """Let the recorded readers see the kept rows."""
-    rows = named(versions.gather(cut.value, region), f"{cut.site}.tokens")
+    rows = versions.kept[region - 1].rows
+    rows = named(rows or versions.gather(cut.value, region), f"{cut.site}.tokens")
     rows.type = cut.value.type
     for node, slot in cut.readers:
         node.replace_input_with(slot, rows)
@@ -286,12 +217,12 @@ def _finish_output(
 
 
 def _expose_kept(graph: ir.Graph, site: str, restorer: Restorer, region: int) -> None:
-    emit, kept = restorer.emit, restorer.kept(region)
-    positions = restorer.original_positions(region)
-    if kept.valid is None:
+    emit = restorer.emit
+    positions, valid = restorer.chosen_positions(region)
+    if valid is None:
         positions = emit.op("Identity", positions)
     else:
-        positions = emit.op("Where", kept.valid, positions, emit.ints(-1))
+        positions = emit.op("Where", valid, positions, emit.ints(-1))
     named(positions, f"{site}.kept")
     positions.type = ir.TensorType(ir.DataType.INT64)
     positions.shape = ir.Shape(["batch", f"{site}.length"])
@@ -299,27 +230,34 @@ def _expose_kept(graph: ir.Graph, site: str, restorer: Restorer, region: int) ->
 
 
 def _record(selection: Selection, cut: CutPoint, regions: Regions, kept: Kept) -> dict[str, object]:
-    budget = selection.budget
+    budget = Budget(default=1000, is_input=False) if selection.is_adaptive else selection.budget
+    valid = kept.valid if kept.chosen is None else kept.chosen[1]
     return {
         "site": cut.site,
         "selector": selection.graph.metadata_props.get(_SELECTOR_KEY, selection.graph.graph.name),
+        "options": selection.options,
         "budget": {
             "kind": budget.kind,
             "input": budget.input_name(cut.site) if budget.is_input else None,
             "default": budget.default,
         },
-        "protected": budget.protected,
+        "protected": selection.budget.protected,
+        "adaptive": selection.is_adaptive,
+        "cut": selection.cut,
+        "signals": dict(selection.signals),
+        "merges": kept.rows is not None,
         "score_output": None,
         "index_output": None,
         "kept_output": f"{cut.site}.kept" if selection.expose_kept else None,
         "bias": f"{cut.site}.score_bias",
         "values": {
             "score": f"{cut.site}.score",
-            "length": kept.length.name,
-            "valid": None if kept.valid is None else kept.valid.name,
+            "length": f"{cut.site}.length" if kept.chosen else kept.length.name,
+            "counts": kept.counts.name if selection.is_adaptive and kept.counts else None,
+            "valid": None if valid is None else valid.name,
         },
         "tokens": str(size(regions.tokens)),
-        "per_sample": kept.valid is not None,
+        "per_sample": valid is not None,
     }
 
 

@@ -78,6 +78,7 @@ def select(
     eligible: Tensor,
     *,
     forced: Tensor | None = None,
+    pointed: Tensor | None = None,
 ) -> tuple[SiteRun, Tensor]:
     """Score the tokens at a site and choose among the eligible ones.
 
@@ -86,20 +87,23 @@ def select(
         signal: gives a signal by name, such as ``attention_signals``.
         eligible: (B, N) bool, alive and no padding.
         forced: (B, K) positions to keep instead of the best ones, -1 for none.
+        pointed: (B, P) positions that the module reads later, always kept.
 
     Returns:
         The record, and the tokens that stay alive, (B, N) bool.
     """
-    count = _count(site, eligible)
+    least = max(site.protected, 1) + (0 if pointed is None else pointed.shape[1])
+    count = torch.maximum(_count(site, eligible), _valid(eligible).clamp(max=least))
     made = _decide(site, signal, count)
     if bool(made.score.isnan().logical_and(eligible).any()):
         raise BadInputError(f"{site.selector!r} gave NaN scores", where=site.site)
     if made.count is not None:
-        count = torch.minimum(torch.clamp(made.count, min=max(site.protected, 1)), _valid(eligible))
-    merit = _merit(made.score, eligible, site.protected)
+        count = torch.minimum(torch.clamp(made.count, min=least), _valid(eligible))
+    score = made.score if pointed is None else made.score.scatter(1, pointed, torch.inf)
+    merit = _merit(score, eligible, site.protected)
     alive = _top(merit, count) if forced is None else _scatter(forced, eligible)
     record = SiteRun(
-        score=made.score.masked_fill(~eligible, -torch.inf),
+        score=score.masked_fill(~eligible, -torch.inf),
         eligible=eligible,
         kept=_positions(alive),
         count=alive.sum(dim=1),
@@ -185,8 +189,11 @@ def _left(site: TokenSite, n_keys: int, n_queries: int) -> tuple[list[int], list
     return keys, [k * n_queries + q for k in keys for q in site.queries or range(n_queries)]
 
 
-def _class_row(seen: Attention, _hidden: Tensor, _valid: Tensor) -> Tensor:
-    return seen.probabilities[:, :, 0].mean(dim=1)
+def _class_row(seen: Attention, _hidden: Tensor, valid: Tensor) -> Tensor:
+    """The row of the first valid query, which is not the first row under left padding."""
+    position = valid.int().argmax(dim=1)
+    batch = torch.arange(valid.shape[0])
+    return seen.probabilities[batch, :, position].mean(dim=1)
 
 
 def _last_row(seen: Attention, _hidden: Tensor, valid: Tensor) -> Tensor:

@@ -50,8 +50,10 @@ def _signal(name: str, available: Mapping[str, Tensor]) -> Tensor:
 
 
 def class_row(query: Tensor, key: Tensor, valid: Tensor) -> Tensor:
-    """Attention of the first token, mean over heads, (B, N) float32."""
-    return _attention(query[:, :, :1], key, valid)[:, :, 0].mean(dim=1)
+    """Attention of the first valid token, mean over heads, (B, N) float32."""
+    first = valid.int().argmax(dim=1)[:, None, None, None]
+    row = query.gather(2, first.expand(-1, query.shape[1], 1, query.shape[3]))
+    return _attention(row, key, valid)[:, :, 0].mean(dim=1)
 
 
 def column_mean(query: Tensor, key: Tensor, valid: Tensor) -> Tensor:

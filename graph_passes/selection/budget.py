@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.selection.emit import Emitter, named
+from secateur.graph_passes.selection.emit import Emitter
 
 _PER_MILLE = 1000
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Budget:
         default: 1 to 1000, or a number of tokens.
         is_input: Whether the number is an int64 input of the graph, ``<site>.permille`` or
             ``<site>.k``, so that one engine serves every ratio; else a constant.
-        protected: Leading tokens that always stay, at least 1.
+        protected: Leading tokens that always stay; 0 where none is special. At least one
+            token stays in any case.
         width: How many slots the batch gets: as the ``longest`` sample needs, computed from
             data, or as a sample without padding would need (``padded``), computed from
             shapes alone. TensorRT tunes kernels for shapes that it can infer and takes 1
@@ -44,11 +46,11 @@ class Budget:
                 wanted="1 to 1000" if top else "1 or more",
                 next_step="keep=0.6 is 600 permille",
             )
-        if self.protected < 1:
+        if self.protected < 0:
             raise BadInputError(
-                "at least one token stays protected",
+                "a negative number of protected tokens",
                 got=f"protected={self.protected}",
-                next_step="an empty sequence has no attention; use protected=1",
+                wanted="0 or more",
             )
 
     def input_name(self, site: str) -> str:
@@ -67,6 +69,11 @@ class Kept:
         length: (1,) int64, K.
         before: (1,) int64, the number of tokens before the selection.
         counts: (B, 1) int64 kept tokens per sample; None where all are K.
+        state: (B, K) float32, what the method hands to the next site; None without.
+        rows: (B, K, D) new tokens where the method merges; None where tokens are gathered.
+            ``index`` then says where each of them stands, and ``chosen`` what was chosen.
+        chosen: (B, K) int64 and (B, K) bool or None: the choice before merging; None
+            where nothing is merged.
     """
 
     index: ir.Value
@@ -74,6 +81,22 @@ class Kept:
     length: ir.Value
     before: ir.Value
     counts: ir.Value | None
+    state: ir.Value | None = None
+    rows: ir.Value | None = None
+    chosen: tuple[ir.Value, ir.Value | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """How many tokens stay.
+
+    Attributes:
+        counts: (B, 1) int64 per sample; None where all are K.
+        length: (1,) int64, K.
+    """
+
+    counts: ir.Value | None
+    length: ir.Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +130,8 @@ def protect(emit: Emitter, score: ir.Value, tokens: Tokens, protected: int) -> i
 
     Counting valid ones alone, a sample that is padded on the left keeps what it keeps alone.
     """
+    if not protected:
+        return score
     highest = emit.number(np.inf, ir.DataType.FLOAT)
     if tokens.ranks is not None:
         is_first = emit.op("LessOrEqual", tokens.ranks, emit.ints(protected))
@@ -116,34 +141,46 @@ def protect(emit: Emitter, score: ir.Value, tokens: Tokens, protected: int) -> i
     return emit.op("Pad", rest, emit.ints(0, protected, 0, 0), highest)
 
 
-def keep(emit: Emitter, score: ir.Value, tokens: Tokens, budget: Budget, site: str) -> Kept:
+def finite(emit: Emitter, score: ir.Value) -> ir.Value:
+    """Bring NaN and minus infinity to the lowest number, so that they still beat padding.
+
+    Plus infinity ties with protected tokens, which win by their position.
+    """
+    lowest = emit.number(-_LARGEST, ir.DataType.FLOAT)
+    is_number = emit.op("GreaterOrEqual", score, lowest)  # false for NaN
+    return emit.op("Where", is_number, score, lowest)
+
+
+def keep(emit: Emitter, score: ir.Value, tokens: Tokens, amount: Amount, *, by_score: bool) -> Kept:
     """Emit everything between the score and the kept positions.
 
     Args:
         emit: Where the nodes go.
         score: (B, N) float32, larger is kept.
         tokens: What is selected from.
-        budget: How much of it.
-        site: Prefix of the names.
+        amount: How many stay; its length has been named.
+        by_score: Whether kept tokens stand by descending score, not in their order.
     """
-    counts, length = _counts(emit, tokens, budget, site)
-    if length.const_value is None:  # a constant may serve other sites too
-        named(length, f"{site}.length")
-    valid = None
-    if counts is not None:
-        slots = emit.op(
-            "Range",
-            emit.constant(np.array(0, dtype=np.int64)),
-            emit.squeeze(length, (0,)),
-            emit.constant(np.array(1, dtype=np.int64)),
-        )
-        valid = named(emit.op("Less", slots, counts), f"{site}.valid")
-    index = ascending(emit, score, Kept(score, valid, length, tokens.length, counts))
-    return Kept(index, valid, length, tokens.length, counts)
+    valid = slots_in_use(emit, amount)
+    kept = Kept(score, valid, amount.length, tokens.length, amount.counts)
+    return replace(kept, index=positions(emit, score, kept, by_score=by_score))
 
 
-def ascending(emit: Emitter, score: ir.Value, kept: Kept) -> ir.Value:
-    """(B, N) scores -> (B, K) positions of the largest, in their order.
+def slots_in_use(emit: Emitter, amount: Amount) -> ir.Value | None:
+    """(B, K) bool: slots that hold a token; None where all do."""
+    if amount.counts is None:
+        return None
+    slots = emit.op(
+        "Range",
+        emit.constant(np.array(0, dtype=np.int64)),
+        emit.squeeze(amount.length, (0,)),
+        emit.constant(np.array(1, dtype=np.int64)),
+    )
+    return emit.op("Less", slots, amount.counts)
+
+
+def positions(emit: Emitter, score: ir.Value, kept: Kept, *, by_score: bool) -> ir.Value:
+    """(B, N) scores -> (B, K) positions of the largest, in their order or by score.
 
     Empty slots point at the last position, so that they sort behind every token and no
     backend's order among padding can show.
@@ -152,28 +189,48 @@ def ascending(emit: Emitter, score: ir.Value, kept: Kept) -> ir.Value:
     if kept.valid is not None:
         last = emit.op("Sub", kept.before, emit.ints(1))
         index = emit.op("Where", kept.valid, index, last)
+    if by_score:
+        return index
     order = {"axis": 1, "largest": 0}
     return emit.node("TopK", (index, kept.length), dict(order), outputs=2)[0]
 
 
-def _counts(
-    emit: Emitter, tokens: Tokens, budget: Budget, site: str
-) -> tuple[ir.Value | None, ir.Value]:
-    """Return the kept tokens per sample (None: all alike) and K."""
+def own_amount(emit: Emitter, tokens: Tokens, count: ir.Value, protected: int) -> Amount:
+    """The amount that a method decided: at least what is protected, at most what is there.
+
+    Args:
+        emit: Where the nodes go.
+        tokens: What is selected from.
+        count: (B,) int64.
+        protected: Tokens that always stay.
+    """
+    least = emit.ints(max(protected, 1))
+    most = tokens.length if tokens.counts is None else tokens.counts
+    wanted = emit.op("Max", emit.unsqueeze(count, (1,)), least)
+    counts = emit.op("Min", wanted, most)
+    return Amount(counts, _widest(emit, counts, tokens))
+
+
+def amount_of(emit: Emitter, tokens: Tokens, budget: Budget, site: str) -> Amount:
+    """The amount that the budget leaves."""
     amount = _amount(emit, budget, site)
-    protected = emit.ints(budget.protected)
+    protected = emit.ints(max(budget.protected, 1))
     available = tokens.counts
     if available is None:
         wanted = _share(emit, tokens.length, amount) if budget.kind == "permille" else amount
-        return None, _clamped(emit, wanted, protected, tokens.length)
+        return Amount(None, _clamped(emit, wanted, protected, tokens.length))
     wanted = _share(emit, available, amount) if budget.kind == "permille" else amount
     counts = emit.op("Min", emit.op("Max", wanted, protected), available)
     if budget.width == "padded":
         full = _share(emit, tokens.length, amount) if budget.kind == "permille" else amount
-        return counts, _clamped(emit, full, protected, tokens.length)
+        return Amount(counts, _clamped(emit, full, protected, tokens.length))
+    return Amount(counts, _widest(emit, counts, tokens))
+
+
+def _widest(emit: Emitter, counts: ir.Value, tokens: Tokens) -> ir.Value:
     widest = emit.op("ReduceMax", counts, emit.ints(0), keepdims=0)
     # at least 1: a batch of nothing but padding must not make an empty sequence
-    return counts, emit.op("Min", emit.op("Max", widest, emit.ints(1)), tokens.length)
+    return emit.op("Min", emit.op("Max", widest, emit.ints(1)), tokens.length)
 
 
 def _amount(emit: Emitter, budget: Budget, site: str) -> ir.Value:
@@ -212,4 +269,17 @@ def _folded(*values: ir.Value) -> tuple[int, ...] | None:
     return tuple(int(tensor.numpy()[0]) for tensor in tensors if tensor is not None)
 
 
-__all__ = ["Budget", "Kept", "Tokens", "ascending", "keep", "protect"]
+__all__ = [
+    "Amount",
+    "Budget",
+    "Kept",
+    "Tokens",
+    "amount_of",
+    "count_valid",
+    "finite",
+    "keep",
+    "own_amount",
+    "positions",
+    "protect",
+    "slots_in_use",
+]

@@ -97,6 +97,12 @@ class Selector:
         """Whether the score depends on how many tokens the budget leaves."""
         return "count" in inspect.signature(self.score).parameters
 
+    @property
+    def reads_protected(self) -> bool:
+        """Whether the number of protected tokens is a part of what the method computes."""
+        functions = (self.score, self.combine) if self.combine else (self.score,)
+        return any("protected" in inspect.signature(one).parameters for one in functions)
+
     def axes(self, signal: str) -> tuple[str, ...]:
         """Return the names of a signal's axes."""
         return self.given[signal] if signal in self.given else SIGNALS[signal]

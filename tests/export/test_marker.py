@@ -114,8 +114,8 @@ def test_lowered_graph_equals_the_module_that_drops_tokens(exported, net, n_toke
     assert np.abs(dense - want).max() > 1e-3
 
 
-def trace_at(spec, site, opset):
-    return trace(spec, Signature(site.heads, site.head_dim, width=8, opset=opset))
+def trace_at(spec, site, opset, options):
+    return trace(spec, Signature(site.heads, site.head_dim, width=8, opset=opset), options)
 
 
 class MarkedLast(nn.Module):

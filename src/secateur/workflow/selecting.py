@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
 from secateur.graph_passes.attention import Site, find_sites, site_named
-from secateur.graph_passes.lowering import has_markers, lower_markers
+from secateur.graph_passes.lowering import Options, has_markers, lower_markers
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of
 from secateur.graph_passes.selection.budget import Budget
 from secateur.graph_passes.token_selection import Selection, insert_selections
@@ -84,21 +85,21 @@ def _selection(model: ir.Model, site: Site, wanted: Select) -> Selection:
     return Selection(site.name, graph, wanted.amount, expose_kept=True)
 
 
-def _trace(by: str, site: Site, opset: int) -> ir.Model:
+def _trace(by: str, site: Site, opset: int, options: Options = MappingProxyType({})) -> ir.Model:
     """Trace the selector for the sizes that the site has."""
     from secateur.export.selector_graph import Signature, trace
 
-    width = site.block.shape[-1] if site.block.shape is not None else None
-    if not isinstance(width, int):
+    if not site.width:
         raise BadInputError("the model's width is not known", where=f"site {site.name!r}")
     signature = Signature(
-        heads=site.heads,
+        heads=site.key_heads,
         head_dim=site.head_dim,
-        width=width,
+        width=site.width,
         dtype=site.block.dtype or ir.DataType.FLOAT,
         opset=opset,
+        query_heads=site.heads,
     )
-    return trace(by, signature)
+    return trace(by, signature, options)
 
 
 def selection_rows(model: ir.Model) -> tuple[SelectionRow, ...]:

@@ -11,7 +11,7 @@ from tests.passes.selection.support import selections, selector, site
 
 from secateur.errors import BadInputError
 from secateur.graph_passes.attention import Site
-from secateur.graph_passes.lowering import has_markers, lower_markers
+from secateur.graph_passes.lowering import Options, has_markers, lower_markers
 from secateur.graph_passes.selection.budget import Budget
 from secateur.graph_passes.token_selection import insert_selections
 
@@ -43,8 +43,8 @@ def _with_markers(layers: tuple[int, ...], name: str = "") -> onnx.ModelProto:
     return model
 
 
-def _trace(by: str, at: Site, opset: int) -> ir.Model:
-    del at, opset
+def _trace(by: str, at: Site, opset: int, options: Options) -> ir.Model:
+    del at, opset, options
     return selector(by)
 
 

@@ -124,17 +124,17 @@ def test_unknown_signal_lists_the_signals() -> None:
         insert(build(), (Selection(site(0), graph),))
 
 
-def test_selector_with_two_outputs_is_refused() -> None:
+def test_selector_without_a_score_is_refused() -> None:
     text = '<ir_version: 9, opset_import: ["" : 18]> s (float[b,n] class_row)'
     graph = ir.from_onnx_text(
         text + " => (float[b,n] a, float[b,n] c) { a = Relu(class_row) c = Abs(class_row) }"
     )
-    with pytest.raises(BadInputError, match="one output"):
+    with pytest.raises(BadInputError, match="output named score"):
         insert(build(), (Selection(site(0), graph),))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"default": 0}, {"default": 1001}, {"kind": "count", "default": 0}, {"protected": 0}]
+    "wrong", [{"default": 0}, {"default": 1001}, {"kind": "count", "default": 0}, {"protected": -1}]
 )
 def test_budget_out_of_range(wrong: dict[str, object]) -> None:
     with pytest.raises(BadInputError):

@@ -32,7 +32,7 @@ def _ops_at(model: onnx.ModelProto, at: int) -> list[str]:
 
 
 def test_a_broadcast_mask_is_gathered_at_its_source() -> None:
-    model = insert(build(Variant(mask="pairs")), selections((0, 1), expose_kept=False))
+    model = insert(build(Variant(mask="pairs")), selections((0, 1), "keys", expose_kept=False))
     gathers = [n for n in model.graph.node if n.op_type in ("GatherND", "GatherElements")]
     assert [n.output[0] for n in gathers] == [f"{site(0)}.tokens", f"{site(1)}.tokens"]
 
@@ -121,7 +121,7 @@ def test_insertion_is_deterministic() -> None:
 def test_few_nodes_per_site() -> None:
     dense = build(Variant(mask="additive", sizes="copy"))
     model = insert(dense, selections((0, 1), expose_kept=False))
-    assert len(model.graph.node) - len(dense.graph.node) <= 2 * 32
+    assert len(model.graph.node) - len(dense.graph.node) <= 2 * 36
 
 
 def test_order_of_the_request_does_not_matter() -> None:

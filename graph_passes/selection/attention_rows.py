@@ -1,0 +1,186 @@
+"""Attention probabilities of a site: one row of them, or the whole map.
+
+A row is one product with the keys, O(N d), whatever form the attention has; fused attention is
+never asked for its probabilities.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from secateur.errors import PreconditionError
+from secateur.graph_passes.attention import LogitStep, Site
+from secateur.graph_passes.axes import UNIT, Expr, node_name
+from secateur.graph_passes.selection.emit import Emitter
+from secateur.graph_passes.selection.neutral import Fill
+from secateur.graph_passes.selection.region import Regions
+
+_LAST = int(np.iinfo(np.int64).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One query per sample.
+
+    Attributes:
+        end: The first or the last token.
+        position: (B,) int64, where samples differ in which token that is; None where not.
+    """
+
+    end: Literal["first", "last"] = "first"
+    position: ir.Value | None = None
+
+
+class Rows:
+    """Emits the probabilities of sites of one graph."""
+
+    def __init__(self, emit: Emitter, regions: Regions) -> None:
+        self._emit = emit
+        self._regions = regions
+
+    def row(self, site: Site, row: Row) -> ir.Value:
+        """(B, H, 1, N) probabilities of one query; (B, Hkv, G, N) of grouped ones.
+
+        Raises:
+            PreconditionError: fused attention that does more than softmax(q k^T + mask).
+        """
+        return self._emit.op("Softmax", self._logits(site, row), axis=-1)
+
+    def full(self, site: Site) -> ir.Value:
+        """(B, H, N, N) probabilities; computed again beside fused attention.
+
+        Raises:
+            PreconditionError: as ``row``, and where queries share keys.
+        """
+        if site.transposed_key is not None:
+            return site.node.outputs[0]
+        return self._emit.op("Softmax", self._logits(site, None), axis=-1)
+
+    def _logits(self, site: Site, row: Row | None) -> ir.Value:
+        if site.transposed_key is None:
+            return self._fused(site, row)
+        emit = self._emit
+        inner = site.steps[0].node.inputs[site.steps[0].slot] if site.steps else None
+        product = (inner or site.node.inputs[0] or site.query).producer()
+        assert product is not None
+        query, right = product.inputs[0], product.inputs[1]
+        assert query is not None
+        rows = query if row is None else self._take(query, self._of(product, 0), row)
+        here = emit.op("MatMul", rows, right)
+        for step in site.steps:
+            here = self._replay(step, here, row)
+        return here
+
+    def _replay(self, step: LogitStep, here: ir.Value, row: Row | None) -> ir.Value:
+        """Apply one node between q k^T and the softmax to other rows."""
+        inputs: list[ir.Value | None] = []
+        for slot, value in enumerate(step.node.inputs):
+            exprs = self._of(step.node, slot)
+            if slot == step.slot:
+                inputs.append(here)
+            elif value is not None and row is not None and _has_queries(exprs):
+                inputs.append(self._take(value, exprs, row))
+            else:
+                inputs.append(value)
+        return self._emit.copy(step.node, inputs).outputs[0]
+
+    def _fused(self, site: Site, row: Row | None) -> ir.Value:
+        emit = self._emit
+        _check_fused(site, row)
+        groups, repeats = site.key_heads, site.heads // max(site.key_heads, 1)
+        query = site.query
+        if row is not None:
+            query = self._take(
+                query, self._of(site.node, 0), row, 2 if site.layout == "bhnd" else 1
+            )
+        query = as_heads(emit, query, site.layout, (site.heads, site.head_dim))
+        if repeats > 1:
+            query = emit.op("Reshape", query, emit.ints(0, groups, repeats, site.head_dim))
+        dtype = query.dtype or site.query.dtype or ir.DataType.FLOAT
+        sizes = (site.key_heads, site.head_dim)
+        key = as_heads(emit, site.key, site.key_layout, sizes)
+        transposed = emit.transpose(key, (0, 1, 3, 2))
+        scaled = emit.op("Mul", query, emit.number(site.scale, dtype))
+        return self._masked(site, emit.op("MatMul", scaled, transposed), row)
+
+    def _masked(self, site: Site, logits: ir.Value, row: Row | None) -> ir.Value:
+        slot = mask_slot(site)
+        mask = site.node.inputs[slot] if site.mask is not None else None
+        if mask is None or site.mask is None:
+            return logits
+        exprs = self._of(site.node, slot)
+        if row is not None and _has_queries(exprs):
+            mask = self._take(mask, exprs, row)
+        if site.mask.dtype == ir.DataType.BOOL:
+            dtype = site.query.dtype or ir.DataType.FLOAT
+            lowest = self._emit.number(Fill.LOWEST.number(dtype), dtype)
+            return self._emit.op("Where", mask, logits, lowest)
+        return self._emit.op("Add", logits, mask)
+
+    def _of(self, node: ir.Node, slot: int) -> tuple[Expr, ...]:
+        return self._regions.exprs(node, slot) or ()
+
+    def _take(
+        self, value: ir.Value, exprs: tuple[Expr, ...], row: Row, axis: int | None = None
+    ) -> ir.Value:
+        """(..., N, x) -> (..., 1, x): the row's query along an axis, the second to last one."""
+        emit = self._emit
+        at = len(exprs) - 2 if axis is None else axis
+        if row.position is None:
+            first = row.end == "first"
+            start, stop = (0, 1) if first else (-1, _LAST)
+            return emit.op("Slice", value, emit.ints(start), emit.ints(stop), emit.ints(at))
+        if exprs and exprs[0] == self._regions.batch:
+            perm = [0, at, *(i for i in range(1, len(exprs)) if i != at)]
+            index = emit.unsqueeze(row.position, (1, 2))
+            taken = emit.op("GatherND", emit.transpose(value, perm), index, batch_dims=1)
+            return emit.transpose(taken, [int(i) for i in np.argsort(perm)])
+        padded = emit.unsqueeze(value, range(4 - len(exprs)))
+        taken = emit.op("Gather", padded, row.position, axis=2)
+        return emit.transpose(taken, (2, 1, 0, 3))
+
+
+def as_heads(emit: Emitter, value: ir.Value, layout: str, sizes: tuple[int, int]) -> ir.Value:
+    """Bring queries, keys or values to (B, H, N, Dh)."""
+    if layout == "bnd":
+        value, layout = emit.op("Reshape", value, emit.ints(0, 0, *sizes)), "bnhd"
+    perms = {"bhnd": (0, 1, 2, 3), "bnhd": (0, 2, 1, 3), "bhdn": (0, 1, 3, 2)}
+    return emit.transpose(value, perms[layout])
+
+
+def mask_slot(site: Site) -> int:
+    """Return the input of a fused node that is its mask."""
+    return 5 if site.node.domain == "com.microsoft" else 3
+
+
+def _has_queries(exprs: tuple[Expr, ...]) -> bool:
+    return len(exprs) > 1 and exprs[-2] != UNIT
+
+
+def _check_fused(site: Site, row: Row | None) -> None:
+    node = site.node
+    is_causal = node.attributes.get_int("is_causal", 0) or node.attributes.get_int(
+        "unidirectional", 0
+    )
+    reason = ""
+    if is_causal and row is None:
+        reason = "a causal attention, whose map is not made here"
+    elif is_causal and row is not None and row.end == "first":
+        reason = "a causal attention: its first token sees only itself"
+    elif node.attributes.get_float("softcap", 0.0):
+        reason = "an attention with softcap"
+    elif site.key_heads != site.heads and row is None:
+        reason = "the whole map of an attention with grouped queries"
+    if reason:
+        raise PreconditionError(
+            f"attention scores cannot be computed beside {reason}",
+            where=f"{node.op_type} node {node_name(node)}",
+            next_step="choose a selector that reads keys, values or hidden states",
+        )
+
+
+__all__ = ["Row", "Rows", "as_heads", "mask_slot"]
