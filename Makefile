@@ -54,6 +54,21 @@ $(FRAMEWORKS_VENV)/.ready: $(READY) tests/frameworks/requirements.txt
 frameworks: $(FRAMEWORKS_VENV)/.ready
 	$(FRAMEWORKS_VENV)/bin/python -m pytest tests/frameworks/test_converters.py
 
+# Torch-Pruning and onnxsim beside the zoo's libraries, without their dependencies, which are
+# there. PEERS takes options, e.g. PEERS='--shard 1/8 --add'.
+PEERS_VENV := build/peers-venv
+
+$(PEERS_VENV)/.ready: $(ZOO_VENV)/.ready
+	$(PYTHON) -m venv $(PEERS_VENV)
+	for venv in $(BIN) $(ZOO_VENV)/bin; do \
+	  echo "import site; site.addsitedir('$$($$venv/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')')"; \
+	done > $$($(PEERS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/on_top_of.pth
+	$(PEERS_VENV)/bin/pip install -q --disable-pip-version-check --no-deps torch-pruning==1.6.1 onnxsim==0.8.1
+	touch $@
+
+peers: $(PEERS_VENV)/.ready
+	$(PEERS_VENV)/bin/python benchmarks/structural_peers.py $(PEERS)
+
 oracles: $(READY)
 	$(BIN)/python -m pytest tests/oracles
 
