@@ -136,6 +136,8 @@ def select_blocks(model: ir.Model, names: Collection[str]) -> tuple[Block, ...]:
 def remove_blocks(model: ir.Model, blocks: Sequence[Block]) -> None:
     """Let readers of each block's result read what the block was added to, in place."""
     for block in blocks:
+        if block.add.graph is None:
+            continue  # nothing read its result, and it has gone already
         kept, result = block.add.inputs[block.skip], block.add.outputs[0]
         assert kept is not None
         if result.is_graph_output():

@@ -37,6 +37,7 @@ _WORDS = {
     "ffn": "FFN",
     "channels": "channels",
     "experts": "experts",
+    "recurrent": "recurrent units",
     "residual": "residual width",
     "inputs": "inputs",
     "outputs": "outputs",
@@ -46,6 +47,7 @@ _WORDS = {
     "batch": "batch",
 }
 
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})  # input 2 is R: (directions, gates * units, units)
 _ADDED = frozenset({"Add", "Where"})  # what only they read (a mask over windows) makes no units
 
 _QUANTISED = frozenset(
@@ -238,6 +240,8 @@ def _role(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> str:
     ):
         if atom in atoms:
             return role
+    if any(use.node.op_type in _RECURRENT and (use.slot, use.axis) == (2, 2) for use in weights):
+        return "recurrent"
     for reason in atom.reasons:
         if reason.text in _BOUNDARY:
             return _BOUNDARY[reason.text]

@@ -11,6 +11,7 @@ Unit = Literal[
     "ffn",
     "channels",
     "experts",
+    "recurrent",
     "residual",
     "outputs",
     "blocks",

@@ -5,13 +5,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 import pytest
+from tests.laws.small_models import network, run
 from tests.parity import tiny
 
 from secateur.calibration.allocation import Allocation, allocate
 from secateur.calibration.planning import Ranking, combine, plan
 from secateur.errors import BadInputError
 from secateur.graph_passes.groups import analyse
+from secateur.graph_passes.masking import mask
 from secateur.graph_passes.plan import Plan
+from secateur.graph_passes.removal import remove
 
 SCORES = {"a": np.array([4.0, 1.0, 3.0, 2.0]), "b": np.array([40.0, 41.0, 39.0, 0.1])}
 
@@ -181,3 +184,59 @@ def test_plans_for_heads_and_ffn_are_one(model: ir.Model) -> None:
 def test_a_role_that_the_model_lacks_is_refused(model: ir.Model) -> None:
     with pytest.raises(BadInputError, match=r"no channels(.|\n)*heads"):
         plan(model, "channels", Allocation(0.5), Ranking())
+
+
+@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize(
+    ("what", "round_to"), [("ffn", 8), ("ffn", 16), ("heads", 2), ("head_width", 2)]
+)
+def test_counts_hold_for_every_kind_of_unit(model: ir.Model, what, round_to, scope) -> None:
+    allocation = Allocation(0.3, scope, round_to, at_least=2)
+    made = plan(model, what, allocation, Ranking("l1"))
+    sizes = made.sizes
+    for name, kept in made.keep.items():
+        assert len(kept) % round_to == 0 or len(kept) == sizes[name], name
+        assert len(kept) >= 2, name
+    assert any(len(kept) < sizes[name] for name, kept in made.keep.items())
+
+
+def test_two_plans_for_one_group_are_refused_with_its_name(model: ir.Model) -> None:
+    analysis = analyse(model)
+    one = plan(analysis, "ffn", Allocation(0.5), Ranking("l1"))
+    with pytest.raises(BadInputError, match="two plans cut FFN of") as refused:
+        combine(analysis, [one, one])
+    assert refused.value.next_step
+
+
+def test_what_a_norm_is_taken_over_goes_only_when_asked_for() -> None:
+    """Heads under one norm over all of them, as OLMoE has it."""
+    text = """
+    normed (float[batch, 5, 8] x) => (float[batch, 5, 8] y) {
+        q0 = MatMul(x, wq)
+        q1 = LayerNormalization(q0, scale)
+        q2 = Reshape(q1, split)
+        q = Transpose <perm = [0, 2, 1, 3]> (q2)
+        k0 = MatMul(x, wk)
+        k2 = Reshape(k0, split)
+        k = Transpose <perm = [0, 2, 3, 1]> (k2)
+        v0 = MatMul(x, wv)
+        v2 = Reshape(v0, split)
+        v = Transpose <perm = [0, 2, 1, 3]> (v2)
+        s = MatMul(q, k)
+        p = Softmax <axis = -1> (s)
+        o = MatMul(p, v)
+        t = Transpose <perm = [0, 2, 1, 3]> (o)
+        m = Reshape(t, merged)
+        y = MatMul(m, wo)
+    }
+    """
+    weights = {"wq": (8, 12), "wk": (8, 12), "wv": (8, 12), "wo": (12, 8), "scale": (12,)}
+    model = network(text, weights, {"split": [0, 0, 4, 3], "merged": [0, 0, 12]})
+    with pytest.raises(BadInputError, match="no heads that can be removed") as refused:
+        plan(model, "heads", Allocation(0.5), Ranking("l1"))
+    assert "a norm is taken over it" in refused.value.got
+    assert "allow_inexact" in refused.value.next_step
+    made = plan(model, "heads", Allocation(0.5), Ranking("l1"), allow_inexact=True)
+    assert made.allow_inexact
+    for got, wanted in zip(run(remove(model, made)), run(mask(model, made)), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)

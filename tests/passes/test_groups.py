@@ -208,3 +208,16 @@ def test_two_layers_of_one_module_get_names_of_their_own() -> None:
 def test_an_axis_that_is_an_output_can_go_where_that_is_allowed() -> None:
     analysis = analyse(bert(), allow_outputs=["y"])
     assert group_of(analysis, "classifier", 1).removable
+
+
+def test_units_of_a_recurrent_layer_have_a_role_of_their_own() -> None:
+    text = """
+    recurrent (float[5, batch, 4] x) => (float[5, batch, 3] y) {
+        a = LSTM <hidden_size = 6> (x, w, r)
+        b = Squeeze(a, one)
+        y = MatMul(b, out)
+    }
+    """
+    model = network(text, {"w": (1, 24, 4), "r": (1, 24, 6), "out": (6, 3)}, {"one": [1]})
+    (units,) = analyse(model).by_role("recurrent")
+    assert (units.size, units.removable) == (6, True)

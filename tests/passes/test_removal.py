@@ -381,6 +381,22 @@ def test_query_heads_inside_the_groups_go_alone() -> None:
     assert shapes(smaller)["wk"] == (8, 8), "the keys keep their heads"
 
 
+def test_groups_their_query_heads_and_their_widths_go_at_once() -> None:
+    model = _grouped()
+    smaller = cut(
+        model,
+        {
+            ("wk", 1, 0): (1,),  # groups
+            ("wq", 1, 1): (0, 2),  # query heads in each
+            ("wk", 1, 1): (0, 3),  # width of queries and keys
+            ("wv", 1, 1): (0, 1, 3),  # width of values
+        },
+    )
+    found = shapes(smaller)
+    assert (found["wq"], found["wk"]) == ((8, 1 * 2 * 2), (8, 1 * 2))
+    assert (found["wv"], found["wo"]) == ((8, 1 * 3), (1 * 2 * 3, 8))
+
+
 def test_the_width_of_values_is_cut_apart_from_the_width_of_keys() -> None:
     weights = {"qkv": (8, 36), "bias": (36,), "out": (12, 8)}
     constants = {"heads": [0, 0, 4, 3], "merged": [0, 0, 12]}

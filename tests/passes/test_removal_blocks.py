@@ -81,6 +81,22 @@ def test_a_block_goes_while_another_is_cut(model: ir.Model) -> None:
     assert shapes(without(model, removal))["up2"] == (4, 2)
 
 
+def test_a_block_that_nothing_reads_may_be_removed_beside_a_cut() -> None:
+    text = """
+    idle (float[batch, 4] x) => (float[batch, 4] y) {
+        a = MatMul(x, up)
+        y = MatMul(a, down)
+        b = MatMul(x, w)
+        c = Add(x, b)
+    }
+    """
+    model = network(text, {"up": (4, 6), "down": (6, 4), "w": (4, 4)})
+    analysis = analyse(model)
+    (idle,) = names(model)
+    hidden = next(g.name for g in analysis.groups if g.removable)
+    without(model, make_plan(analysis, {hidden: (0, 1)}, blocks=(idle,)))
+
+
 def test_the_block_with_the_smallest_weights_goes_first(model: ir.Model) -> None:
     for name in ("up1", "down1"):
         value = model.graph.initializers[name]
