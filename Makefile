@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check zoo frameworks oracles properties clean setup
+.PHONY: demo test check zoo peers frameworks oracles properties clean setup
 
 setup: $(READY)
 
