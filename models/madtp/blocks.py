@@ -79,11 +79,17 @@ def _pre_norm_finish(layer: nn.Module, hidden: Tensor, contexts: Contexts) -> Te
     return result
 
 
-def _text_attend(layer: nn.Module, hidden: Tensor, mask: Tensor | None) -> tuple[Tensor, Attended]:
-    """A layer of ``BlipTextModel``."""
-    parts = cast("Any", layer).attention
-    made = _look(parts.self, hidden, Context(hidden, mask))
-    return parts.output(made.output, hidden), made
+def _text_attend(causal: bool) -> Callable[..., tuple[Tensor, Attended]]:
+    """A layer of ``BlipTextModel``, or, causal, of a decoder."""
+
+    def attend_text(
+        layer: nn.Module, hidden: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Attended]:
+        parts = cast("Any", layer).attention
+        made = _look(parts.self, hidden, Context(hidden, mask), causal=causal)
+        return parts.output(made.output, hidden), made
+
+    return attend_text
 
 
 def _text_finish(layer: nn.Module, hidden: Tensor, contexts: Contexts) -> Tensor:
@@ -107,7 +113,7 @@ def cross_attend(module: nn.Module, hidden: Tensor, contexts: Contexts) -> Tenso
     return result
 
 
-def _look(module: nn.Module, hidden: Tensor, context: Context) -> Attended:
+def _look(module: nn.Module, hidden: Tensor, context: Context, *, causal: bool = False) -> Attended:
     parts = cast("Any", module)
     query, key, value = (
         split_heads(project(source), parts.num_attention_heads)
@@ -117,7 +123,7 @@ def _look(module: nn.Module, hidden: Tensor, context: Context) -> Attended:
             (parts.value, context.hidden),
         )
     )
-    return attend(query, key, value, Visible(context.mask), parts.dropout)
+    return attend(query, key, value, Visible(context.mask, causal), parts.dropout)
 
 
 class TwinOutput(nn.Module):
@@ -157,11 +163,13 @@ class TwinCrossAttention(nn.Module):
 
 
 BLIP_VISION = Block(_vision_attend, _pre_norm_finish)
-BLIP_TEXT = Block(_text_attend, _text_finish)
+BLIP_TEXT = Block(_text_attend(causal=False), _text_finish)
+BLIP_DECODER = Block(_text_attend(causal=True), _text_finish)
 CLIP_VISION = Block(_clip_attend(causal=False), _pre_norm_finish)
 CLIP_TEXT = Block(_clip_attend(causal=True), _pre_norm_finish)
 
 __all__ = [
+    "BLIP_DECODER",
     "BLIP_TEXT",
     "BLIP_VISION",
     "CLIP_TEXT",
