@@ -53,7 +53,7 @@ class Restorer:
         kept = self.kept(region)
         if kept.chosen is None:
             return self.original_positions(region), kept.valid
-        index, valid = kept.chosen
+        index, valid = kept.chosen.index, kept.chosen.valid
         if region > 1:
             before = self.original_positions(region - 1)
             rows = self.emit.unsqueeze(index, (2,))

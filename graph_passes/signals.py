@@ -60,7 +60,7 @@ class Context:
     @property
     def rows(self) -> Rows:
         """Attention probabilities of this graph."""
-        return Rows(self.emit, self.regions)
+        return Rows(self.versions, self.regions)
 
 
 SIGNALS: Registry[Callable[[Context], ir.Value]] = Registry("signal")

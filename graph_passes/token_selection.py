@@ -231,7 +231,7 @@ def _expose_kept(graph: ir.Graph, site: str, restorer: Restorer, region: int) ->
 
 def _record(selection: Selection, cut: CutPoint, regions: Regions, kept: Kept) -> dict[str, object]:
     budget = Budget(default=1000, is_input=False) if selection.is_adaptive else selection.budget
-    valid = kept.valid if kept.chosen is None else kept.chosen[1]
+    chosen = kept.chosen or kept
     return {
         "site": cut.site,
         "selector": selection.graph.metadata_props.get(_SELECTOR_KEY, selection.graph.graph.name),
@@ -252,13 +252,18 @@ def _record(selection: Selection, cut: CutPoint, regions: Regions, kept: Kept) -
         "bias": f"{cut.site}.score_bias",
         "values": {
             "score": f"{cut.site}.score",
-            "length": f"{cut.site}.length" if kept.chosen else kept.length.name,
-            "counts": kept.counts.name if selection.is_adaptive and kept.counts else None,
-            "valid": None if valid is None else valid.name,
+            "length": chosen.length.name,
+            "counts": chosen.counts.name if chosen.counts and _decides(selection) else None,
+            "valid": None if chosen.valid is None else chosen.valid.name,
         },
         "tokens": str(size(regions.tokens)),
-        "per_sample": valid is not None,
+        "per_sample": chosen.valid is not None,
     }
+
+
+def _decides(selection: Selection) -> bool:
+    """Tell whether the number kept comes from the method, not from the budget alone."""
+    return any(output.name == "count_kept" for output in selection.graph.graph.outputs)
 
 
 def _forget_shapes(regions: Regions) -> None:

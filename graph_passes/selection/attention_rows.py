@@ -18,6 +18,7 @@ from secateur.graph_passes.axes import UNIT, Expr, node_name
 from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.neutral import Fill
 from secateur.graph_passes.selection.region import Regions
+from secateur.graph_passes.selection.versions import Versions
 
 _LAST = int(np.iinfo(np.int64).max)
 
@@ -38,8 +39,9 @@ class Row:
 class Rows:
     """Emits the probabilities of sites of one graph."""
 
-    def __init__(self, emit: Emitter, regions: Regions) -> None:
-        self._emit = emit
+    def __init__(self, versions: Versions, regions: Regions) -> None:
+        self._emit = versions.emit
+        self._versions = versions
         self._regions = regions
 
     def row(self, site: Site, row: Row) -> ir.Value:
@@ -48,7 +50,7 @@ class Rows:
         Raises:
             PreconditionError: fused attention that does more than softmax(q k^T + mask).
         """
-        return self._emit.op("Softmax", self._logits(site, row), axis=-1)
+        return self._softmax(site, row)
 
     def full(self, site: Site) -> ir.Value:
         """(B, H, N, N) probabilities; computed again beside fused attention.
@@ -58,15 +60,23 @@ class Rows:
         """
         if site.transposed_key is not None:
             return site.node.outputs[0]
-        return self._emit.op("Softmax", self._logits(site, None), axis=-1)
+        return self._softmax(site, None)
+
+    def _softmax(self, site: Site, row: Row | None) -> ir.Value:
+        """Normalise over the keys; slots without a token get nothing."""
+        emit, logits = self._emit, self._logits(site, row)
+        region = self._regions.of.get(site.node, 0)
+        if region and self._versions.kept[region - 1].valid is not None and _lacks_mask(site):
+            dtype = site.query.dtype or ir.DataType.FLOAT
+            lowest = emit.number(Fill.LOWEST.number(dtype), dtype)
+            logits = emit.op("Where", self._versions.slots(region, 4, -1), logits, lowest)
+        return emit.op("Softmax", logits, axis=-1)
 
     def _logits(self, site: Site, row: Row | None) -> ir.Value:
         if site.transposed_key is None:
             return self._fused(site, row)
         emit = self._emit
-        inner = site.steps[0].node.inputs[site.steps[0].slot] if site.steps else None
-        product = (inner or site.node.inputs[0] or site.query).producer()
-        assert product is not None
+        product = _product(site)
         query, right = product.inputs[0], product.inputs[1]
         assert query is not None
         rows = query if row is None else self._take(query, self._of(product, 0), row)
@@ -155,6 +165,31 @@ def as_heads(emit: Emitter, value: ir.Value, layout: str, sizes: tuple[int, int]
 def mask_slot(site: Site) -> int:
     """Return the input of a fused node that is its mask."""
     return 5 if site.node.domain == "com.microsoft" else 3
+
+
+def _product(site: Site) -> ir.Node:
+    """Return q k^T of a decomposed site."""
+    if site.steps:
+        scores = site.steps[0].node.inputs[site.steps[0].slot]
+        assert scores is not None
+        node = scores.producer()
+    else:
+        assert site.transposed_key is not None
+        node = next(
+            user
+            for user, slot in site.transposed_key.uses()
+            if slot == 1 and user.op_type == "MatMul" and user.inputs[0] is site.query
+        )
+    assert node is not None
+    return node
+
+
+def _lacks_mask(site: Site) -> bool:
+    """Tell whether validity stands beside the steps that are replayed, not in one of them."""
+    if site.transposed_key is None:
+        return site.mask is None
+    last = site.steps[-1].node if site.steps else _product(site)
+    return site.node.inputs[0] is not last.outputs[0]
 
 
 def _has_queries(exprs: tuple[Expr, ...]) -> bool:

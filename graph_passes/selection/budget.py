@@ -72,8 +72,7 @@ class Kept:
         state: (B, K) float32, what the method hands to the next site; None without.
         rows: (B, K, D) new tokens where the method merges; None where tokens are gathered.
             ``index`` then says where each of them stands, and ``chosen`` what was chosen.
-        chosen: (B, K) int64 and (B, K) bool or None: the choice before merging; None
-            where nothing is merged.
+        chosen: What was chosen before merging; None where nothing is merged.
     """
 
     index: ir.Value
@@ -83,7 +82,7 @@ class Kept:
     counts: ir.Value | None
     state: ir.Value | None = None
     rows: ir.Value | None = None
-    chosen: tuple[ir.Value, ir.Value | None] | None = None
+    chosen: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -273,7 +273,7 @@ def _merged(
         counts=counts,
         rows=emit.op("MatMul", weights, cut.value),
         state=_merged_state(kept, length, emit),
-        chosen=(kept.index, kept.valid),
+        chosen=kept,
     )
 
 
