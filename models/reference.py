@@ -59,6 +59,8 @@ class _Tokens:
     valid: Tensor | None
     forced: Mapping[str, Tensor]
     sites: Mapping[str, TokenSite]
+    pointed: Mapping[int, Tensor]
+    """By N: (B, P) positions that the module reads behind its sites."""
     runs: dict[str, SiteRun] = field(default_factory=dict)
 
     def eligible(self, site: str, visible: Tensor) -> Tensor:
@@ -67,15 +69,27 @@ class _Tokens:
             return self.runs[site].eligible
         if self.mode.alive is not None:
             return self.mode.alive
-        return visible if self.valid is None else self.valid
+        # The mask of a text says nothing about the patches of an image beside it.
+        if self.valid is None or self.valid.shape != visible.shape:
+            return visible
+        return self.valid
+
+    def carried(self) -> Tensor | None:
+        """What the last site handed on, (B, N)."""
+        return next(reversed(self.runs.values())).state if self.runs else None
 
     def drop(self, site: TokenSite, signal: Callable[[str], Tensor], eligible: Tensor) -> None:
         """Select, and hide the rest from what follows.
 
         A module that selects right behind the site's module speaks second, and wins.
         """
-        forced = self.forced.get(site.site)
-        self.runs[site.site], self.mode.alive = select(site, signal, eligible, forced=forced)
+        self.runs[site.site], self.mode.alive = select(
+            site,
+            signal,
+            eligible,
+            forced=self.forced.get(site.site),
+            pointed=self.pointed.get(eligible.shape[1]),
+        )
         self.mode.prefix = site.protected
 
 
@@ -108,20 +122,32 @@ def run(
             "the reference needs a module in evaluation mode", next_step="call net.eval()"
         )
     batch = next(iter(inputs.values())).shape[0]
-    tokens = _Tokens(
-        TokenMode(batch), _valid(inputs, valid), forced or {}, {s.site: s for s in sites}
-    )
-    handles = [h for site in sites for h in _hook(net, site, tokens)]
+    by_name = {site.site: site for site in sites}
+
+    def attempt(pointed: Mapping[int, Tensor]) -> tuple[object, _Tokens]:
+        mode, is_valid = TokenMode(batch), _valid(inputs, valid)
+        tokens = _Tokens(mode, is_valid, forced or {}, by_name, pointed)
+        return _called(net, inputs, tokens), tokens
+
+    result, tokens = attempt({})
+    if found := {n: rows for n, rows in tokens.mode.pointed.items() if rows}:
+        # The end of a text is known to be read only once it has been: again, with it protected.
+        result, tokens = attempt({n: torch.stack(rows, dim=1) for n, rows in found.items()})
+    return ReferenceRun(outputs=named_outputs(result), sites=tokens.runs)
+
+
+def _called(net: nn.Module, inputs: Mapping[str, Tensor], tokens: _Tokens) -> object:
+    """Call the module with the run's hooks and mode."""
+    handles = [h for site in tokens.sites.values() for h in _hook(net, site, tokens)]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer shows no attention
     try:
         with torch.no_grad(), _own_selections(tokens), tokens.mode:
-            result = net(**inputs)
+            return net(**inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for handle in handles:
             handle.remove()
-    return ReferenceRun(outputs=named_outputs(result), sites=tokens.runs)
 
 
 def named_outputs(result: object) -> dict[str, Tensor]:
@@ -185,7 +211,7 @@ def _hook(net: nn.Module, site: TokenSite, tokens: _Tokens) -> tuple[Any, Any]:
         mode.paused = True
         hidden, seen = _hidden(site, output), _seen(site, mode)
         eligible = tokens.eligible(site.site, seen.visible)
-        signals = attention_signals(site, seen, hidden, eligible)
+        signals = attention_signals(site, seen, hidden, eligible, carried=tokens.carried())
         tokens.drop(site, signals, eligible)
         mode.paused = False
 

@@ -127,7 +127,12 @@ def _valid(eligible: Tensor) -> Tensor:
 
 
 def attention_signals(
-    site: TokenSite, seen: Attention, hidden: Tensor, valid: Tensor
+    site: TokenSite,
+    seen: Attention,
+    hidden: Tensor,
+    valid: Tensor,
+    *,
+    carried: Tensor | None = None,
 ) -> Callable[[str], Tensor]:
     """Build signals from what an attention block was seen to read.
 
@@ -136,10 +141,13 @@ def attention_signals(
         seen: the attention block of the site.
         hidden: (B, N, D) rows of the residual stream at the cut.
         valid: (B, N) bool, alive and no padding.
+        carried: (B, N) what the site before handed on; None for nothing.
     """
     seen = _left_heads(site, seen)
 
     def signal(name: str) -> Tensor:
+        if name == "accumulated":
+            return torch.zeros(valid.shape) if carried is None else carried
         if name not in _SIGNALS:
             raise BadInputError(
                 f"the reference cannot build the signal {name!r}",
@@ -220,6 +228,8 @@ _SIGNALS: dict[str, Callable[[Attention, Tensor, Tensor], Tensor]] = {
     "class_row": _class_row,
     "last_row": _last_row,
     "column_mean": _column_mean,
+    "full": lambda seen, _hidden, _valid: seen.probabilities,
+    "class_value": lambda seen, hidden, valid: _values(seen, hidden, valid)[:, :, 0],
     "keys": lambda seen, _hidden, _valid: seen.key,
     "values": _values,
     "hidden": lambda _seen, hidden, _valid: hidden,

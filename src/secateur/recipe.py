@@ -127,6 +127,12 @@ class Selection(_Strict):
     """Leading tokens that are always kept (the class token)."""
     budget: Literal["input", "constant"] = "input"
     """``input``: the ratio can be changed at run time; ``constant``: it is part of the graph."""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Options of the selector that are not left at their default."""
+    cut: str = "block"
+    """Where tokens leave: ``block`` or ``attention`` of the site, a value, or a module path."""
+    signals: dict[str, str] = Field(default_factory=dict)
+    """Values of the graph that give signals which no site has, or ``input:<width>``."""
 
     @field_validator("keep", mode="before")
     @classmethod

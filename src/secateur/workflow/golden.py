@@ -107,6 +107,7 @@ def token_sites(model: ir.Model, amounts: Mapping[str, int]) -> tuple[TokenSite,
             protected=record["protected"],
             heads=_left(model, record["site"], "heads"),
             queries=_left(model, record["site"], "query_heads"),
+            options=record.get("options", {}),
         )
         for record in site_records(model)
     )

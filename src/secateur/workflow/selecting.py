@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
 import onnx_ir as ir
 
@@ -14,9 +13,13 @@ from secateur.graph_passes.attention import Site, find_sites, site_named
 from secateur.graph_passes.lowering import Options, has_markers, lower_markers
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of
 from secateur.graph_passes.selection.budget import Budget
+from secateur.graph_passes.selection.cut_points import cut_value
 from secateur.graph_passes.token_selection import Selection, insert_selections
 from secateur.workflow.golden import site_records
 from secateur.workflow.results import SelectionRow
+
+if TYPE_CHECKING:
+    from secateur.export.selector_graph import Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +27,11 @@ class Select:
     """One place where the running model drops tokens.
 
     ``keep`` is a share in (0, 1) of each sample's valid tokens, or a whole number of tokens;
-    with ``budget="input"`` it is only the default of an input of the graph.
+    with ``budget="input"`` it is only the default of an input of the graph. A method that decides
+    itself how many tokens stay does not read it.
+
+    ``options`` are the method's, ``cut`` says where tokens leave (``block``, ``attention``, a
+    value or a module of the graph), ``signals`` which values give signals that no site has.
     """
 
     site: str
@@ -32,6 +39,9 @@ class Select:
     keep: float = 0.6
     protected: int = 1
     budget: Literal["input", "constant"] = "input"
+    options: Options = field(default_factory=dict)
+    cut: str = "block"
+    signals: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         whole = isinstance(self.keep, int) and not isinstance(self.keep, bool) and self.keep >= 1
@@ -75,31 +85,58 @@ def select_tokens(model: ir.Model, selections: Sequence[Select]) -> ir.Model:
             )
         return lower_markers(model, _trace, expose_kept=True)
     sites = find_sites(model)
-    made = [_selection(model, site_named(sites, one.site), one) for one in selections]
+    found = [(site_named(sites, one.site), one) for one in selections]
+    nodes = [site.node for site in sites]
+    first = min((nodes.index(site.node) for site, _ in found), default=0)
+    made = [_selection(model, site, one, sees_all=site.node is nodes[first]) for site, one in found]
     return insert_selections(model, tuple(made))
 
 
-def _selection(model: ir.Model, site: Site, wanted: Select) -> Selection:
-    """What the pass inserts at a site."""
-    graph = _trace(wanted.by, site, max(SELECTION_OPSET, opset_of(model)))
-    return Selection(site.name, graph, wanted.amount, expose_kept=True)
+def _selection(model: ir.Model, site: Site, wanted: Select, *, sees_all: bool) -> Selection:
+    """What the pass inserts at a site.
+
+    Only the first site may know its number of tokens: the others get what was left.
+    """
+    from secateur.export.selector_graph import trace
+
+    shape = cut_value(model, site, wanted.cut).shape
+    tokens = shape[1] if shape is not None and sees_all else None
+    signature = replace(
+        _signature(site, max(SELECTION_OPSET, opset_of(model))),
+        tokens=tokens if isinstance(tokens, int) else None,
+        protected=wanted.protected,
+    )
+    return Selection(
+        site=site.name,
+        graph=trace(wanted.by, signature, wanted.options),
+        budget=wanted.amount,
+        cut=wanted.cut,
+        expose_kept=True,
+        signals=wanted.signals,
+    )
 
 
-def _trace(by: str, site: Site, opset: int, options: Options = MappingProxyType({})) -> ir.Model:
+def _trace(by: str, site: Site, opset: int, options: Options) -> ir.Model:
     """Trace the selector for the sizes that the site has."""
-    from secateur.export.selector_graph import Signature, trace
+    from secateur.export.selector_graph import trace
 
-    if not site.width:
+    return trace(by, _signature(site, opset), options)
+
+
+def _signature(site: Site, opset: int) -> Signature:
+    from secateur.export.selector_graph import Signature
+
+    width = site.block.shape[-1] if site.block.shape is not None else None
+    if not isinstance(width, int):
         raise BadInputError("the model's width is not known", where=f"site {site.name!r}")
-    signature = Signature(
+    return Signature(
         heads=site.key_heads,
         head_dim=site.head_dim,
-        width=site.width,
+        width=width,
         dtype=site.block.dtype or ir.DataType.FLOAT,
         opset=opset,
         query_heads=site.heads,
     )
-    return trace(by, signature, options)
 
 
 def selection_rows(model: ir.Model) -> tuple[SelectionRow, ...]:
