@@ -304,15 +304,24 @@ def _number(facts: dict[str, Any], key: str) -> str:
 
 
 def measure(trials: Trials, names: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Run every tool on every model, one child at a time."""
-    rows: dict[str, Any] = {name: {} for name in names}
+    """Run every tool on every model, one child at a time; the file grows row by row."""
+    rows: dict[str, Any] = {}
+    if options.add and options.output.is_file():
+        rows = json.loads(options.output.read_text(encoding="utf-8"))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     jobs = [f"{name}:{tool}" for name in names for tool in TOOLS]
     pool = Pool(trials.run, 1, options.timeout, options.exports / "logs")
     for job, facts in pool.results(jobs):
         name, tool = job.split(":")
-        rows[name][tool] = facts
+        rows[name] = rows.get(name, {}) | {tool: _rounded(facts)}
+        text = json.dumps(dict(sorted(rows.items())), indent=1)
+        options.output.write_text(text + "\n", encoding="utf-8")
         print(f"{job} {facts.get('error', '')} {facts['seconds']:.1f} s", flush=True)
     return rows
+
+
+def _rounded(facts: dict[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in facts.items()}
 
 
 def main() -> int:
@@ -327,13 +336,7 @@ def main() -> int:
     trials = Trials(zoo, options.exports)
     for tool in TOOLS:  # what only the first call pays is not pruning
         trials.run(f"{WARM_UP}:{tool}", lambda _facts: None)
-    rows: dict[str, Any] = {}
-    if options.add and options.output.is_file():
-        rows = json.loads(options.output.read_text(encoding="utf-8"))
-    rows |= measure(trials, names, options)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dict(sorted(rows.items())), indent=1)
-    options.output.write_text(text + "\n", encoding="utf-8")
+    rows = measure(trials, names, options)
     Console(width=None if sys.stdout.isatty() else 170).print(_table(rows))
     return _judge(rows)
 
