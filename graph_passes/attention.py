@@ -68,6 +68,7 @@ class Site:
         key_layout: Order of the key's axes.
         block: Residual stream behind the whole block, (B, N, D).
         after_attention: Residual stream behind the attention sub-layer, (B, N, D).
+        width: D, 0 where it is not known.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Site:
     key_layout: Layout
     block: ir.Value
     after_attention: ir.Value
+    width: int = 0
 
     def cut(self, at: Cut) -> ir.Value:
         """Return the value that a selection at this site reduces."""
@@ -113,7 +115,8 @@ def find_sites(model: ir.Model, axes: AxisMap | None = None) -> tuple[Site, ...]
             wanted="MatMul -> Softmax -> MatMul, or an Attention node",
             next_step="remove channels instead, or check that the right model was exported",
         )
-    return _with_names(_with_cuts(found, order))
+    cut = [replace(site, width=_width(site, known)) for site in _with_cuts(found, order)]
+    return _with_names(cut)
 
 
 def site_named(sites: tuple[Site, ...], name: str) -> Site:
@@ -298,6 +301,12 @@ def _axes_of(axes: AxisMap, value: ir.Value) -> tuple[Expr, ...] | None:
         return axes.of(value)
     except KeyError:
         return None
+
+
+def _width(site: Site, axes: AxisMap) -> int:
+    """Return D as the axes say it: a file may declare another name for it at an output."""
+    exprs = _axes_of(axes, site.block)
+    return _int(exprs[-1]) if exprs else 0
 
 
 def _int(expr: Expr) -> int:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 _OPS = frozenset(
     {
         *("Add", "Cast", "Concat", "Div", "Equal", "Expand", "Gather", "Identity", "Max", "Min"),
-        *("Mul", "Range", "ReduceProd", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where"),
+        *("Mod", "Mul", "Range", "ReduceProd", "Reshape", "Slice", "Squeeze", "Sub"),
+        *("Unsqueeze", "Where"),
     }
 )
 _MOST_ELEMENTS = 64

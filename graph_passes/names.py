@@ -62,7 +62,7 @@ def layer_of(name: str) -> str:
     ``encoder.layer.3.attention.self.query.weight`` gives ``encoder.layer.3``; a name
     without a number gives "".
     """
-    match = re.match(r"^(.*?\.?\d+)(?:\.[A-Za-z_][\w.]*)?$", name)
+    match = re.match(r"^(.*?\.?\d+)(?:\.[A-Za-z_][\w.:]*)?$", name)
     return match.group(1) if match else ""
 
 

@@ -54,6 +54,8 @@ class TokenMode(TorchFunctionMode):
         """The last attention block that ran."""
         self.product: tuple[Tensor, Tensor, Tensor] | None = None
         """Left, right and result of the last product that looks like q k^T."""
+        self.pointed: dict[int, list[Tensor]] = {}
+        """By N: (B,) positions at which the module read one token of each sample behind a drop."""
         self.paused = False
         """True while the reference itself computes."""
 
@@ -282,6 +284,28 @@ def _refused(mode: TokenMode, func: _Function, x: Tensor, *args: Any, **kwargs: 
     return func(x, *args, **kwargs)
 
 
+def _read(mode: TokenMode, func: _Function, x: Tensor, index: Any) -> Tensor:
+    """Note ``hidden[batch, position]``: these tokens must not be dropped."""
+    if mode.alive is not None and x.dim() == 3 and x.shape[:2] == mode.alive.shape:
+        position = _position(index, mode.batch)
+        known = mode.pointed.setdefault(x.shape[1], [])
+        if position is not None and not any(position.equal(other) for other in known):
+            known.append(position)
+    row: Tensor = func(x, index)
+    return row
+
+
+def _position(index: object, batch: int) -> Tensor | None:
+    """Return the (B,) positions of an index that takes one token of each sample in turn."""
+    if not isinstance(index, tuple) or len(index) != 2:
+        return None
+    rows, position = index
+    if not isinstance(rows, Tensor) or not isinstance(position, Tensor):
+        return None
+    is_each = rows.shape == position.shape == (batch,) and rows.tolist() == list(range(batch))
+    return position.long() if is_each and position.dtype != torch.bool else None
+
+
 _TABLE: tuple[tuple[_Function, tuple[_Function, ...]], ...] = (
     (_attention, (F.scaled_dot_product_attention,)),
     (_softmax, (torch.softmax, F.softmax, Tensor.softmax)),
@@ -291,6 +315,7 @@ _TABLE: tuple[tuple[_Function, tuple[_Function, ...]], ...] = (
     (_mean, (torch.mean, Tensor.mean)),
     (_sum, (torch.sum, Tensor.sum)),
     (_max, (torch.max, Tensor.max, torch.amax, Tensor.amax)),
+    (_read, (Tensor.__getitem__,)),
     (_refused, (F.conv1d, F.adaptive_avg_pool1d, F.avg_pool1d, F.max_pool1d)),
 )
 _HANDLERS: dict[_Function, _Function] = {

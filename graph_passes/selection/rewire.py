@@ -55,7 +55,7 @@ def rewire(
         edge = (crossing.node, crossing.slot)
         value = versions.get(_want(crossing, regions, neutrals.get(edge)))
         if _FUSED_MASK_SLOT.get(crossing.node.op_type) == crossing.slot:
-            value = _with_query_axis(emit, value, versions.kept[crossing.region - 1])
+            value = _in_full(emit, value, versions.kept[crossing.region - 1], crossing, regions)
         crossing.node.replace_input_with(crossing.slot, value)
     recounter = Recounter(emit, versions, regions)
     number = len(versions.kept)
@@ -142,10 +142,22 @@ def _may_broadcast(crossing: Crossing, regions: Regions) -> bool:
     return False
 
 
-def _with_query_axis(emit: Emitter, mask: ir.Value, kept: Kept) -> ir.Value:
-    """(B, 1, 1 or K, K) -> (B, 1, K, K): ONNX Runtime wants the query axis of a fused mask."""
+def _full_mask(emit: Emitter, mask: ir.Value, kept: Kept, *, over_keys: bool) -> ir.Value:
+    """(B, 1, 1 or K, 1 or K) -> (B, 1, K, K): ONNX Runtime broadcasts no axis of tokens."""
     one = emit.ints(1)
-    return emit.op("Expand", mask, emit.op("Concat", one, one, kept.length, one, axis=0))
+    keys = kept.length if over_keys else one
+    return emit.op("Expand", mask, emit.op("Concat", one, one, kept.length, keys, axis=0))
+
+
+def _in_full(
+    emit: Emitter, mask: ir.Value, kept: Kept, crossing: Crossing, regions: Regions
+) -> ir.Value:
+    """Give a fused mask its axis of queries, and that of keys where it runs over the tokens.
+
+    Keys of another length, in attention to other tokens, are never broadcast.
+    """
+    over_keys = regions.is_tokens(crossing.exprs[-1])
+    return _full_mask(emit, mask, kept, over_keys=over_keys)
 
 
 def _mask_operand(
@@ -191,7 +203,7 @@ def _give_mask(emit: Emitter, versions: Versions, regions: Regions, node: ir.Nod
         mask = emit.op("Where", mask, emit.number(0.0, dtype), low)
     if len(node.inputs) <= slot:
         node.resize_inputs(slot + 1)
-    full = _with_query_axis(emit, mask, versions.kept[region - 1])
+    full = _full_mask(emit, mask, versions.kept[region - 1], over_keys=False)
     node.replace_input_with(slot, full)
 
 
