@@ -40,28 +40,29 @@ def score(  # noqa: PLR0913 - signals, and three options by name
     """Score registers by the deep layer, buffers above them, anchors above these.
 
     Args:
-        column_means: (B, 2, N), attention received in the object and in the deep layer.
+        column_means: (B, L, N), attention received; the first layer is the object layer and the
+            last one the deep layer.
         valid: (B, N) bool.
         count: (B,) int64, tokens to keep with the protected ones.
         protected: leading tokens that are no patches.
-        layers: object layer and deep layer.
+        layers: which layers are read.
         alpha: share of the budget for anchors with four neighbours each.
         grid_width: patches in a row; 0 for a square grid.
 
     Raises:
-        BadInputError: not two layers, or the patches fill no grid.
+        BadInputError: a single layer, or the patches fill no grid.
     """
-    if column_means.shape[1] != 2:
+    if not {",", ":"} & set(layers):
         raise BadInputError(
             "two layers are compared",
             where="selector 'hiprune', option layers",
-            got=f"{layers!r} gives {column_means.shape[1]}",
+            got=repr(layers),
             wanted="an object layer and a deep layer, such as '8,-1'",
         )
     n_tokens = column_means.shape[2]
     width = width_of(n_tokens - protected, grid_width, method="hiprune")
     patch = patches(valid, protected)
-    middle, deep = column_means.float().unbind(dim=1)
+    middle, deep = column_means[:, 0].float(), column_means[:, -1].float()
     n_anchors = torch.round((count - protected) * (alpha / 5)).long()
     anchor = best(middle.masked_fill(~patch, -torch.inf), n_anchors) & patch
     chosen = anchor | _neighbours(anchor, patch, width)

@@ -52,7 +52,7 @@ def score(  # noqa: PLR0913 - signals, and four options by name
         lowest_variance: heads whose scores vary less do not count.
         highest_variance: heads whose scores vary more do not count.
     """
-    attention = full.float()
+    attention = full.float().clamp(min=0)  # rounding must not vote against a token
     bounds = (lowest_variance, highest_variance)
     patch = patches(valid, protected)
     guide = importance(attention, valid, 1, bounds)

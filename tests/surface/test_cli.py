@@ -71,6 +71,15 @@ def test_schema_prints_json(capsys):
     assert json.loads(capsys.readouterr().out)["title"] == "Recipe"
 
 
+def test_methods_say_what_a_selector_reads_and_costs(capsys):
+    assert cli.run(["methods", "--json"]) == 0
+    found = {m["name"]: m for m in json.loads(capsys.readouterr().out)["selector"]}
+    assert found["divprune"]["kind"] == "greedy"
+    assert found["divprune"]["signals"] == "hidden, valid"
+    assert found["divprune"]["options"] == "faithful=False"
+    assert all(m["cost"] and m["source"] and m["kind"] and m["signals"] for m in found.values())
+
+
 def test_methods_name_their_sources(capsys):
     assert cli.run(["methods", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

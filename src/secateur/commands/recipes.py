@@ -76,11 +76,12 @@ def methods(*, json: bool = False) -> None:
     json
         Print a JSON document instead of tables.
     """
-    from secateur.workflow.methods import list_methods
+    from secateur.workflow.methods import columns_of, list_methods
 
     found = list_methods()
     if json:
         print_json({kind: [m.to_dict() for m in items] for kind, items in found.items()})
         return
     for kind, items in found.items():
-        print_table(kind, ("name", "what it does", "source"), [m.row for m in items])
+        columns = columns_of(kind)
+        print_table(kind, columns, [m.row(columns) for m in items])

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A criterion, a selector or a target, as its own documentation describes it."""
+    """A criterion, a selector or a target, as its own documentation describes it.
+
+    ``kind``, ``signals``, ``cost`` and ``options`` are what a selector decides like, reads,
+    costs and can be told; they are empty for other methods.
+    """
 
     name: str
     summary: str
     source: str
+    kind: str = ""
+    signals: str = ""
+    cost: str = ""
+    options: str = ""
 
-    @property
-    def row(self) -> tuple[str, str, str]:
-        """A line of a table."""
-        return self.name, self.summary, self.source
+    def row(self, columns: Iterable[str]) -> tuple[str, ...]:
+        """A line of a table with these fields."""
+        fields = asdict(self)
+        return tuple(fields[column] for column in columns)
 
     def to_dict(self) -> dict[str, str]:
-        """Plain JSON types."""
-        return asdict(self)
+        """Plain JSON types; fields that say nothing are left out."""
+        return {name: text for name, text in asdict(self).items() if text or name in BASIC}
+
+
+BASIC = ("name", "summary", "source")
+SELECTING = ("name", "kind", "signals", "cost", "options", "source")
+
+
+def columns_of(kind: str) -> tuple[str, ...]:
+    """Return the fields that a table of such methods shows."""
+    return SELECTING if kind == "selector" else BASIC
 
 
 def list_methods() -> dict[str, list[Method]]:
@@ -65,7 +83,18 @@ def _criteria() -> list[Method]:
 def _selectors() -> list[Method]:
     from secateur.models.selectors import SELECTORS
 
-    return [Method(s.name, _first_line(s.score), s.source) for s in SELECTORS.values()]
+    return [
+        Method(
+            one.name,
+            _first_line(one.score),
+            one.source,
+            kind=one.kind,
+            signals=", ".join(one.signals),
+            cost=one.cost,
+            options=", ".join(f"{name}={value!r}" for name, value in one.options.items()),
+        )
+        for one in SELECTORS.values()
+    ]
 
 
 def _source(entry: object) -> str:
@@ -81,4 +110,4 @@ def _first_line(entry: object) -> str:
     return text.split("\n")[0]
 
 
-__all__ = ["Method", "check_criterion", "check_selector", "list_methods"]
+__all__ = ["Method", "check_criterion", "check_selector", "columns_of", "list_methods"]

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from tests.oracles.onnx_form import both_ways
-from tests.oracles.selecting import select_both_ways
 
+from secateur.models.selectors.lexrank import score
 from secateur.models.selectors.parts import cosines
+
+
+def everything(hidden, threshold):
+    """Both kinds of weights in one graph, for any threshold."""
+    valid = torch.ones_like(hidden[..., 0], dtype=torch.bool)
+    return {
+        "similarity": cosines(hidden),
+        "continuous": score(hidden, valid),
+        "threshold": score(hidden, valid, weights="threshold", threshold=threshold),
+    }
 
 
 def check(case) -> None:
     arrays = case.arrays
     features = arrays["features"].astype(np.float32)[None]
-    threshold = float(arrays["threshold"])
-    for found in both_ways(cosines, {"rows": features}, {"rows": ("batch", "tokens", "")}):
-        alike = found["output"][0]
+    cut = arrays["threshold"].astype(np.float32)
+    given = {"hidden": features, "threshold": cut}
+    for found in both_ways(everything, given, {"hidden": ("batch", "tokens", "")}):
+        alike = found["similarity"][0]
         np.testing.assert_allclose(alike, arrays["similarity"], rtol=1e-4, atol=1e-6)
-        for weights, name in ((alike, "continuous"), (alike >= threshold, "threshold")):
+        for weights, name in ((alike, "continuous"), (alike >= cut, "threshold")):
             walk = weights / weights.sum(axis=1, keepdims=True)
             np.testing.assert_allclose(walk, arrays[f"markov_{name}"], rtol=1e-4, atol=1e-6)
-    n_tokens = features.shape[1]
-    for name in ("continuous", "threshold"):
-        for kept in select_both_ways(
-            "lexrank", {"hidden": features}, n_tokens, weights=name, threshold=threshold
-        ):
-            np.testing.assert_allclose(kept.scores[0], arrays[f"rank_{name}"], rtol=1e-4)
-            if name == "threshold":
-                share = kept.scores[0] / n_tokens
-                np.testing.assert_allclose(share, arrays["rank_threshold_normalized"], rtol=1e-4)
+            np.testing.assert_allclose(found[name][0], arrays[f"rank_{name}"], rtol=1e-4)
+        share = found["threshold"][0] / features.shape[1]
+        np.testing.assert_allclose(share, arrays["rank_threshold_normalized"], rtol=1e-4)
