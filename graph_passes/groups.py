@@ -25,6 +25,7 @@ from secateur.graph_passes.axes import (
     leaves,
     size,
 )
+from secateur.graph_passes.axes.allocation import without_collector
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.names import layer_of, module_path, parameter_names
 from secateur.graph_passes.prepare import prepare
@@ -170,6 +171,7 @@ def analyse(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> Analysis
     return analyse_prepared(prepare(model), allow_outputs=allow_outputs)
 
 
+@without_collector()
 def analyse_prepared(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> Analysis:
     """Find the groups of a model that ``prepare`` returned; the analysis refers to it."""
     names = [str(value.name) for value in model.graph.outputs]
