@@ -126,13 +126,12 @@ def _trace(by: str, site: Site, opset: int, options: Options) -> ir.Model:
 def _signature(site: Site, opset: int) -> Signature:
     from secateur.export.selector_graph import Signature
 
-    width = site.block.shape[-1] if site.block.shape is not None else None
-    if not isinstance(width, int):
+    if not site.width:
         raise BadInputError("the model's width is not known", where=f"site {site.name!r}")
     return Signature(
         heads=site.key_heads,
         head_dim=site.head_dim,
-        width=width,
+        width=site.width,
         dtype=site.block.dtype or ir.DataType.FLOAT,
         opset=opset,
         query_heads=site.heads,
