@@ -9,6 +9,9 @@ from secateur.graph_passes.connections import check_connections
 from secateur.graph_passes.constant_folding import fold_integers
 from secateur.graph_passes.late_broadcast import broadcast_late
 
+_CONSTANTS_NEED_NO_INPUT = 4
+"""Before this IR version every initialiser had to be a graph input too, also those made here."""
+
 
 def prepare(model: ir.Model) -> ir.Model:
     """Return a copy with functions inlined, constants lifted and shapes inferred.
@@ -21,6 +24,7 @@ def prepare(model: ir.Model) -> ir.Model:
     """
     check_connections(model)
     copy = model.clone()
+    copy.ir_version = max(copy.ir_version, _CONSTANTS_NEED_NO_INPUT)
     if copy.functions:
         common.InlinePass()(copy)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)

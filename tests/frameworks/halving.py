@@ -14,6 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from secateur.export.onnx_file import save
 from secateur.graph_passes.groups import Analysis, analyse
 from secateur.graph_passes.masking import mask
 from secateur.graph_passes.plan import Plan, make_plan
@@ -81,7 +82,7 @@ def outputs_of(model: ir.Model, feeds: Feeds) -> list[NDArray]:
     options.log_severity_level = 4
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        ir.save(model, path)
+        save(model, path)
         onnx.checker.check_model(str(path))
         session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return list(session.run(None, dict(feeds)))
