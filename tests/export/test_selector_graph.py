@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -13,25 +15,49 @@ from secateur.export.selector_graph import Signature, trace
 from secateur.models.selectors import SELECTORS, SIGNALS, resolve_selector
 
 SIGNATURE = Signature(heads=2, head_dim=4, width=8)
-SIZES = {"batch": 3, "tokens": 9, "heads": 2, "head_dim": 4, "width": 8}
+SIZES = {
+    "batch": 3,
+    "tokens": 37,  # a class token and a square of patches
+    "heads": 2,
+    "query_heads": 2,
+    "head_dim": 4,
+    "width": 8,
+    "layers": 2,
+    "kept": 9,
+}
+GRIDS = frozenset({"hiprune"})
+"""Methods that have to know the number of tokens while they are traced."""
 
 
-def feeds(names):
+def feeds(axes):
+    """Random signals by name; the padding of ``valid`` is on the right."""
     generator = torch.Generator().manual_seed(5)
     made = {}
-    for name in names:
-        values = torch.randn([SIZES[dim] for dim in SIGNALS[name]], generator=generator)
-        made[name] = values > -0.5 if name == "valid" else values
+    for name, dims in axes.items():
+        values = torch.randn([SIZES.get(dim, 5) for dim in dims], generator=generator)
+        made[name] = values.softmax(-1) if "tokens" in dims[-1:] else values
+    if "valid" in made:
+        lengths = torch.tensor([37, 30, 20])
+        made["valid"] = torch.arange(37)[None] < lengths[:, None]
     return made
 
 
 @pytest.mark.parametrize("name", SELECTORS)
-def test_graph_gives_the_scores_of_the_selector(name):
-    graph = trace(name, SIGNATURE)
-    signals = feeds(SELECTORS[name].signals)
-    want = SELECTORS[name].score(**signals).numpy()
-    got = verify.run(graph, {key: value.numpy() for key, value in signals.items()})["score"]
-    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+def test_graph_gives_the_decision_of_the_selector(name):
+    chosen = SELECTORS[name]
+    graph = trace(name, replace(SIGNATURE, tokens=37 if name in GRIDS else None))
+    signals = feeds({signal: chosen.axes(signal) for signal in chosen.signals})
+    count = torch.tensor([12, 10, 9])
+    made = chosen.decide(signals, count, SIGNATURE.protected)
+    want = {"score": made.score, "count_kept": made.count, "state": made.state}
+    index = torch.arange(9).expand(3, -1).contiguous()
+    others = {"count": count, "index": index, "valid_kept": torch.ones_like(index) > 0}
+    inputs = [str(value.name) for value in graph.graph.inputs]
+    got = verify.run(graph, {key: {**signals, **others}[key].numpy() for key in inputs})
+    for output, value in want.items():
+        assert (output in got) == (value is not None)
+        if value is not None:
+            np.testing.assert_allclose(got[output], value.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_inputs_are_the_signals_and_dimensions_are_named():
@@ -86,7 +112,7 @@ def test_user_function_is_traced_with_its_signals_in_order():
     spec = f"{__name__}:two_signals"
     graph = trace(spec, SIGNATURE)
     assert [value.name for value in graph.graph.inputs] == ["hidden", "valid"]
-    signals = feeds(["hidden", "valid"])
+    signals = feeds({"hidden": SIGNALS["hidden"], "valid": SIGNALS["valid"]})
     want = resolve_selector(spec).score(**signals).numpy()
     got = verify.run(graph, {key: value.numpy() for key, value in signals.items()})["score"]
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
