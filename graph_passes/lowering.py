@@ -17,7 +17,7 @@ from secateur.graph_passes.selection.budget import Budget
 from secateur.graph_passes.selection.choice import Chosen, Selection
 from secateur.graph_passes.selection.flow import reads_shape_only
 from secateur.graph_passes.selection.region import Cut as CutPoint
-from secateur.graph_passes.token_selection import check_selectable, insert_at
+from secateur.graph_passes.token_selection import Back, check_selectable, insert_at
 
 MARKER = ("secateur", "SelectTokens")
 """Domain and type of the node that ``secateur.models.select_tokens`` exports to."""
@@ -74,7 +74,7 @@ def lower_markers(
             expose_kept=expose_kept,
         )
         chosen.append((selection, site, cut))
-    insert_at(copy, axes, chosen, sites=sites, outputs=outputs)
+    insert_at(copy, axes, chosen, sites=sites, back=Back(outputs))
     return copy
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
@@ -18,7 +19,7 @@ from secateur.graph_passes.restore import Dropped, Restorer
 from secateur.graph_passes.selection.budget import Budget, Kept
 from secateur.graph_passes.selection.checks import check_regions
 from secateur.graph_passes.selection.choice import Chosen, Selection, Surroundings, choose
-from secateur.graph_passes.selection.cut_points import cut_value
+from secateur.graph_passes.selection.cut_points import cut_value, value_at
 from secateur.graph_passes.selection.emit import Emitter, named
 from secateur.graph_passes.selection.flow import readers
 from secateur.graph_passes.selection.folds import Requests, requests
@@ -38,7 +39,11 @@ _SELECTOR_KEY = "secateur.selector"
 
 
 def insert_selections(
-    model: ir.Model, selections: tuple[Selection, ...], *, outputs: Dropped = "zero"
+    model: ir.Model,
+    selections: tuple[Selection, ...],
+    *,
+    outputs: Dropped = "zero",
+    restore: tuple[str, ...] = (),
 ) -> ir.Model:
     """Return a model that drops tokens at the given sites; the input stays as it is.
 
@@ -46,13 +51,15 @@ def insert_selections(
         model: The dense model.
         selections: One per site, in any order; the sites must follow one another.
         outputs: What outputs with one row per token hold at dropped tokens.
+        restore: Hidden states behind the sites, by value name or module path, at which all
+            tokens are put back, dropped ones as they left: what follows may be a grid.
 
     Raises:
         BadInputError: unknown site, no attention, a selector that does not fit.
         PreconditionError: a node behind a cut that tokens cannot be taken from.
     """
     copy = prepare(model)
-    InsertTokenSelection(selections, outputs=outputs).insert(copy)
+    InsertTokenSelection(selections, outputs=outputs, restore=restore).insert(copy)
     return copy
 
 
@@ -71,9 +78,16 @@ class InsertTokenSelection(InPlacePass):
     Result  y = Op(GatherND(tokens, index), gathered mask with validity, ...)
     """
 
-    def __init__(self, selections: tuple[Selection, ...], *, outputs: Dropped = "zero") -> None:
+    def __init__(
+        self,
+        selections: tuple[Selection, ...],
+        *,
+        outputs: Dropped = "zero",
+        restore: tuple[str, ...] = (),
+    ) -> None:
         self.selections = selections
         self.outputs = outputs
+        self.restore = restore
 
     def requires(self, model: ir.Model) -> None:
         """The graph selects nothing yet, and functions are inlined."""
@@ -104,7 +118,21 @@ class InsertTokenSelection(InPlacePass):
             value = cut_value(model, site, selection.cut)
             cut = CutPoint(selection.site, value, tuple(readers(value)))
             chosen.append((selection, site, cut))
-        insert_at(model, axes, chosen, sites=sites, outputs=self.outputs)
+        back = Back(self.outputs, tuple(_join(model, name) for name in self.restore))
+        insert_at(model, axes, chosen, sites=sites, back=back)
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """How tokens come back: in outputs with one row per token, and at values in the graph."""
+
+    outputs: Dropped = "zero"
+    joins: tuple[CutPoint, ...] = ()
+
+
+def _join(model: ir.Model, name: str) -> CutPoint:
+    value = value_at(model, name)
+    return CutPoint(name, value, tuple(readers(value)))
 
 
 def check_selectable(model: ir.Model) -> None:
@@ -131,12 +159,12 @@ def insert_at(
     chosen: list[Chosen],
     *,
     sites: tuple[Site, ...],
-    outputs: Dropped,
+    back: Back,
 ) -> None:
     """Insert selections at given cut points of an analysed model, in place."""
     order = {node: i for i, node in enumerate(model.graph)}
     in_order = sorted(chosen, key=lambda item: _position(item[2].value, order))
-    regions = map_regions(model, axes, tuple(cut for _, _, cut in in_order))
+    regions = map_regions(model, axes, tuple(cut for _, _, cut in in_order), back.joins)
     protected = min(selection.budget.protected for selection, _, _ in in_order)
     emit = Emitter(model.graph)
     pointers = Pointers(emit, regions)
@@ -156,7 +184,7 @@ def insert_at(
         here = [crossing for crossing in found if crossing.region == number]
         rewire(emit, versions, regions, here, asked)
         repair_shapes(emit, regions, number, kept)
-    _finish(model, in_order, versions, regions, outputs)
+    _finish(model, in_order, versions, regions, back.outputs)
     logger.info(
         "selected tokens at %s with %d nodes",
         ", ".join(cut.site for _, _, cut in in_order),
@@ -184,6 +212,13 @@ def _finish(
     outputs: Dropped,
 ) -> None:
     restorer = Restorer(versions.emit, versions, regions)
+    for join in regions.joins:
+        producer = join.value.producer()
+        assert producer is not None
+        rows = restorer.restore(join.value, regions.of[producer], "exit")
+        rows.type = join.value.type
+        for node, slot in join.readers:
+            node.replace_input_with(slot, rows)
     for i, value in enumerate(tuple(model.graph.outputs)):
         _finish_output(model.graph, i, value, restorer, outputs)
     records = []
@@ -307,6 +342,7 @@ def _selector_opset(selection: Selection) -> int:
 
 __all__ = [
     "SITES_KEY",
+    "Back",
     "InsertTokenSelection",
     "Selection",
     "check_selectable",

@@ -28,6 +28,15 @@ def cut_value(model: ir.Model, site: Site, at: str) -> ir.Value:
         return site.block
     if at == "attention":
         return site.after_attention
+    return value_at(model, at)
+
+
+def value_at(model: ir.Model, at: str) -> ir.Value:
+    """Return a value by name, or what the module of that path returns.
+
+    Raises:
+        BadInputError: the graph has no such value or module.
+    """
     for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
         if value.name == at:
             return value
@@ -56,4 +65,4 @@ def _is_under(name: str, path: str) -> bool:
     return name == path or name.startswith(f"{path}.") or name.endswith(f".{path}")
 
 
-__all__ = ["cut_value"]
+__all__ = ["cut_value", "value_at"]

@@ -56,6 +56,7 @@ class Regions:
         batch: The batch axis as an expression.
         order: Nodes in topological order, as they were before the cuts.
         of: Region per node; a node that is not in it has region 0.
+        joins: Where all tokens are put back: what reads them is in region 0 again.
     """
 
     axes: AxisMap
@@ -64,6 +65,7 @@ class Regions:
     batch: Expr
     order: list[ir.Node]
     of: dict[ir.Node, int] = field(default_factory=dict)
+    joins: tuple[Cut, ...] = ()
     _inputs: dict[ir.Node, tuple[ir.Value | None, ...]] = field(default_factory=dict)
     _exprs: dict[tuple[ir.Node, int], list[Expr]] = field(default_factory=dict)
 
@@ -116,6 +118,8 @@ class Regions:
         for number, cut in enumerate(self.cuts, start=1):
             if value is cut.value and (node, slot) in cut.readers:
                 return number
+        if any(value is join.value and (node, slot) in join.readers for join in self.joins):
+            return 0
         producer = None if value is None else value.producer()
         return 0 if producer is None else self.of.get(producer, 0)
 
@@ -133,14 +137,22 @@ class Regions:
                 yield slot, value
 
 
-def map_regions(model: ir.Model, axes: AxisMap, cuts: tuple[Cut, ...]) -> Regions:
+def map_regions(
+    model: ir.Model, axes: AxisMap, cuts: tuple[Cut, ...], joins: tuple[Cut, ...] = ()
+) -> Regions:
     """Find the region of every node.
+
+    Args:
+        model: The graph before any cut.
+        axes: Its analysis.
+        cuts: In the order of the flow.
+        joins: Where all tokens are put back.
 
     Raises:
         PreconditionError: the cuts are not one chain along one token axis.
     """
     batch, tokens = _axes_of_cut(axes, cuts[0])
-    regions = Regions(axes, cuts, tokens, batch, list(model.graph))
+    regions = Regions(axes, cuts, tokens, batch, list(model.graph), joins=joins)
     for node in regions.order:
         if reads_shape_only(node) or _is_size(node, axes):
             continue
@@ -149,6 +161,7 @@ def map_regions(model: ir.Model, axes: AxisMap, cuts: tuple[Cut, ...]) -> Region
         if region:
             regions.of[node] = region
     _check_chain(regions)
+    _check_joins(regions)
     return regions
 
 
@@ -206,6 +219,22 @@ def _axes_of_cut(axes: AxisMap, cut: Cut) -> tuple[Expr, Expr]:
             next_step="export with a longer example input",
         )
     return exprs[0], exprs[1]
+
+
+def _check_joins(regions: Regions) -> None:
+    """Tokens are put back behind a cut, and nothing reads both them and what was left."""
+    for join in regions.joins:
+        producer = join.value.producer()
+        if producer is None or not regions.of.get(producer, 0):
+            raise PreconditionError(
+                f"no token has left where {join.site!r} puts them back",
+                where=f"value {join.value.name!r}",
+                next_step="name a value behind the last site",
+            )
+        for node, _ in join.readers:
+            if regions.of.get(node, 0):
+                reason = "it reads tokens that were put back beside tokens that were not"
+                raise refusal(regions, node, reason, "put them back at a later value")
 
 
 def _check_chain(regions: Regions) -> None:

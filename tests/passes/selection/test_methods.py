@@ -6,81 +6,38 @@ is a loop in PyTorch over the layers of a small ViT that shares no code with the
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.passes.selection.vit import (
+    CONSTANT,
+    LAYERS,
+    PATCHES,
+    WIDTH,
+    Tower,
+    Vit,
+    close,
+    cut,
+    pictures,
+    probabilities,
+    traced_in,
+)
+from torch import Tensor
 
 from secateur.errors import BadInputError
-from secateur.export.selector_graph import Signature, trace
 from secateur.export.torch_export import from_torch
 from secateur.export.verify import run
 from secateur.graph_passes.force_selection import force
 from secateur.graph_passes.selection.budget import Budget
 from secateur.graph_passes.token_selection import Selection, insert_selections
-from secateur.models.selectors.core import Merge, best, selector
+from secateur.models.selectors.core import Merge, selector
 from secateur.models.selectors.core import Selection as Decision
 
-LAYERS, HEADS, WIDTH, PATCHES, CLASSES = 4, 2, 16, 24, 5
-TOLERANCE = 2e-5
-
-
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.up, self.down = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
-
-    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        made = self.qkv(self.first(x)).reshape(x.shape[0], x.shape[1], 3, HEADS, WIDTH // HEADS)
-        q, k, v = made.permute(2, 0, 3, 1, 4)
-        return q, k, v
-
-    def forward(self, x: Tensor, alive: Tensor | None = None) -> Tensor:
-        q, k, v = self.heads(x)
-        scores = q @ k.transpose(-1, -2) / (WIDTH // HEADS) ** 0.5
-        if alive is not None:
-            scores = scores.masked_fill(~alive[:, None, None], -torch.inf)
-        mixed = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-        x = x + self.out(mixed)
-        return x + self.down(nn.functional.gelu(self.up(self.second(x))))
-
-
-class Vit(nn.Module):
-    """Patches of a fixed number, a class token, blocks, a head on the class token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embed = nn.Linear(6, WIDTH)
-        self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
-        self.places = nn.Parameter(torch.randn(1, PATCHES + 1, WIDTH) * 0.3)
-        self.blocks = nn.ModuleList(Block() for _ in range(LAYERS))
-        self.head = nn.Linear(WIDTH, CLASSES)
-
-    def tokens(self, x: Tensor) -> Tensor:
-        made = self.embed(x)
-        return torch.cat([self.token.expand(x.shape[0], -1, -1), made], 1) + self.places
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.tokens(x)
-        for block in self.blocks:
-            hidden = block(hidden)
-        return self.head(hidden[:, 0])
-
-
-class Tower(Vit):
-    """Gives its patches, behind the last block but one, to what comes after."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.tokens(x)
-        for block in self.blocks:
-            hidden = block(hidden)
-        patches = hidden[:, 1:] * 2.0
-        return self.head(patches.amax(dim=1))
+traced = partial(traced_in, __name__)
 
 
 @pytest.fixture(scope="module")
@@ -91,44 +48,9 @@ def vit() -> Vit:
     return net
 
 
-def pictures(n: int, seed: int = 3) -> Tensor:
-    return torch.randn(n, PATCHES, 6, generator=torch.Generator().manual_seed(seed)) * 2
-
-
 @pytest.fixture(scope="module")
 def dense(vit: Vit) -> ir.Model:
     return from_torch(vit, {"x": pictures(2)}, {"x": {0: "batch"}})
-
-
-def traced(spec: str, protected: int = 1, **options: object) -> ir.Model:
-    sizes = Signature(HEADS, WIDTH // HEADS, WIDTH, protected=protected)
-    return trace(f"{__name__}:{spec}", sizes, options)
-
-
-def cut(
-    model: ir.Model, graph: ir.Model, layers: tuple[int, ...], budget: Budget, **more: object
-) -> ir.Model:
-    made = insert_selections(
-        model,
-        tuple(Selection(f"blocks.{i}", graph, budget, expose_kept=True, **more) for i in layers),
-    )
-    onnx.checker.check_model(ir.to_proto(made), full_check=True)
-    return made
-
-
-CONSTANT = Budget("count", 9, is_input=False)
-
-
-def close(got: np.ndarray, want: Tensor) -> None:
-    assert np.abs(got - want.numpy()).max() < TOLERANCE * float(want.abs().max())
-
-
-def probabilities(block: Block, x: Tensor, alive: Tensor | None = None) -> Tensor:
-    q, k, _ = block.heads(x)
-    scores = q @ k.transpose(-1, -2) / (WIDTH // HEADS) ** 0.5
-    if alive is not None:
-        scores = scores.masked_fill(~alive[:, None, None], -torch.inf)
-    return scores.softmax(-1)
 
 
 # --- a count of its own per sample -------------------------------------------------------------
@@ -362,154 +284,6 @@ def test_the_class_row_selects_behind_the_encoder_where_the_class_token_is_gone(
     assert got["blocks.2.kept"].tolist() == index.tolist()
     patches = hidden[:, 1:].gather(1, index[:, :, None].expand(-1, -1, WIDTH)) * 2.0
     close(got["output"], net.head(patches.amax(1)))
-
-
-# --- bad input -----------------------------------------------------------------------------------
-
-
-def scored(body: str) -> ir.Model:
-    """A selector graph that no tracing has checked."""
-    return ir.from_onnx_text(
-        '<ir_version: 9, opset_import: ["" : 18]> s (float[b,n] class_row) => (float[b,n] score)'
-        f" {{ {body} }}"
-    )
-
-
-def test_infinite_scores_never_beat_protected_tokens_nor_lose_to_padding(
-    vit: Vit, dense: ir.Model
-) -> None:
-    graph = scored(
-        "c = Constant<value_float=0.04>() big = Constant<value_float=1e30>() up = Mul(big, big)"
-        " down = Neg(up) much = Greater(class_row, c) score = Where(much, up, down)"
-    )
-    model, x = cut(dense, graph, (1,), CONSTANT), pictures(2)
-    got = run(model, {"x": x.numpy()})
-    row = probabilities(vit.blocks[1], vit.blocks[0](vit.tokens(x)))[:, :, 0].mean(1)
-    for b in range(2):
-        rank = (row[b] > 0.04).float()
-        rank[0] = 2.0
-        want = rank.sort(descending=True, stable=True).indices[:9].sort().values
-        assert got["blocks.1.kept"][b].tolist() == want.tolist()
-    assert np.isfinite(got["output"]).all()
-
-
-def test_scores_that_are_no_numbers_rank_last(vit: Vit, dense: ir.Model) -> None:
-    root = scored(
-        "c = Constant<value_float=0.03>() d = Sub(class_row, c) e = Sqrt(d)"
-        " z = Constant<value_float=0.0>() score = Mul(e, z)"
-    )
-    x = pictures(2)
-    got = run(cut(dense, root, (1,), CONSTANT), {"x": x.numpy()})
-    row = probabilities(vit.blocks[1], vit.blocks[0](vit.tokens(x)))[:, :, 0].mean(1)
-    for b in range(2):
-        rank = (row[b] >= 0.03).float()
-        rank[0] = 2.0
-        want = rank.sort(descending=True, stable=True).indices[:9].sort().values
-        assert got["blocks.1.kept"][b].tolist() == want.tolist()
-
-
-def tied(class_row: Tensor) -> Tensor:
-    return class_row * 0.0
-
-
-def test_equal_scores_keep_the_earlier_tokens(dense: ir.Model) -> None:
-    model = cut(dense, traced("tied"), (1,), CONSTANT)
-    assert run(model, {"x": pictures(1).numpy()})["blocks.1.kept"].tolist() == [list(range(9))]
-
-
-@pytest.mark.parametrize(
-    ("asked", "kept"), [(0, 1), (-4, 1), (1, 1), (25, 25), (10_000, 25)], ids=str
-)
-def test_a_count_out_of_range_is_clamped(dense: ir.Model, asked: int, kept: int) -> None:
-    model = cut(dense, traced("tied"), (1,), Budget("count", 9))
-    feeds = {"x": pictures(2).numpy(), "blocks.1.k": np.array([asked])}
-    got = run(model, feeds)
-    assert got["blocks.1.kept"].shape == (2, kept)
-    assert np.isfinite(got["output"]).all()
-
-
-def test_a_signal_that_nobody_gives_is_refused_by_name(dense: ir.Model) -> None:
-    graph = ir.from_onnx_text(
-        '<ir_version: 9, opset_import: ["" : 18]> s (float[b,w] text_embedding, float[b,n] '
-        "class_row)"
-        " => (float[b,n] score) { score = Identity(class_row) }"
-    )
-    with pytest.raises(BadInputError, match="'text_embedding'"):
-        insert_selections(dense, (Selection("blocks.1", graph, CONSTANT),))
-
-
-def towards_text(hidden: Tensor, text_embedding: Tensor) -> Tensor:
-    return hidden.sum(-1) * text_embedding.sum(-1, keepdim=True)
-
-
-def test_a_new_input_can_give_the_text_embedding(dense: ir.Model) -> None:
-    model = cut(
-        dense, traced("towards_text"), (1,), CONSTANT, signals={"text_embedding": "input:6"}
-    )
-    text = torch.randn(2, 6).numpy()
-    one = run(model, {"x": pictures(2).numpy(), "blocks.1.text_embedding": text})
-    other = run(model, {"x": pictures(2).numpy(), "blocks.1.text_embedding": -text})
-    assert one["blocks.1.kept"].tolist() != other["blocks.1.kept"].tolist()
-
-
-@pytest.mark.parametrize(
-    ("value", "message"), [("nowhere", "no value 'nowhere'"), ("input:wide", "needs its width")]
-)
-def test_a_source_that_does_not_exist_is_refused(dense: ir.Model, value: str, message: str) -> None:
-    chosen = Selection(
-        "blocks.1", traced("towards_text"), CONSTANT, signals={"text_embedding": value}
-    )
-    with pytest.raises(BadInputError, match=message):
-        insert_selections(dense, (chosen,))
-
-
-def test_a_cut_that_does_not_exist_is_refused(dense: ir.Model) -> None:
-    with pytest.raises(BadInputError, match="no value and no module 'nowhere'"):
-        cut(dense, traced("tied"), (1,), CONSTANT, cut="nowhere")
-
-
-def of_patches(class_row: Tensor, protected: int) -> Tensor:
-    return nn.functional.pad(class_row[:, protected:], (protected, 0))
-
-
-def test_a_selector_traced_for_other_protected_tokens_is_refused(dense: ir.Model) -> None:
-    with pytest.raises(BadInputError, match="another number of protected"):
-        cut(dense, traced("of_patches", 0), (1,), CONSTANT)
-
-
-def test_a_selector_traced_for_another_number_of_tokens_is_refused(dense: ir.Model) -> None:
-    graph = trace(f"{__name__}:tied", Signature(HEADS, WIDTH // HEADS, WIDTH, tokens=9))
-    with pytest.raises(BadInputError, match="another number of tokens"):
-        cut(dense, graph, (1,), CONSTANT)
-
-
-def full_map(full: Tensor, count: Tensor) -> Tensor:
-    """What the best half of the queries look at."""
-    received = full.mean(dim=(1, 2))
-    return best(received, count).float() + received
-
-
-def before(hidden: Tensor, hidden_before: Tensor) -> Tensor:
-    return (hidden - hidden_before).square().sum(-1)
-
-
-def at_end(last_row: Tensor) -> Tensor:
-    return last_row
-
-
-@pytest.mark.parametrize("name", ["full_map", "before", "at_end"])
-def test_signals_are_those_of_the_layer(vit: Vit, dense: ir.Model, name: str) -> None:
-    model, x = cut(dense, traced(name), (1,), CONSTANT), pictures(2)
-    start = vit.blocks[0](vit.tokens(x))
-    p, hidden = probabilities(vit.blocks[1], start), vit.blocks[1](start)
-    want = {
-        "full_map": p.mean((1, 2)),
-        "before": (hidden - start).square().sum(-1),
-        "at_end": p[:, :, -1].mean(1),
-    }[name]
-    want[:, 0] = torch.inf
-    chosen = want.topk(9).indices.sort().values
-    assert run(model, {"x": x.numpy()})["blocks.1.kept"].tolist() == chosen.tolist()
 
 
 # --- forced ------------------------------------------------------------------------------------
