@@ -42,7 +42,17 @@ def feeds(axes):
     return made
 
 
-@pytest.mark.parametrize("name", SELECTORS)
+def one_of_a_kind():
+    """All methods, those behind the first of their kind only in the sweep."""
+    seen, made = set(), []
+    for name, chosen in SELECTORS.items():
+        marks = pytest.mark.sweep if chosen.kind in seen else ()
+        made.append(pytest.param(name, marks=marks))
+        seen.add(chosen.kind)
+    return made
+
+
+@pytest.mark.parametrize("name", one_of_a_kind())
 def test_graph_gives_the_decision_of_the_selector(name):
     chosen = SELECTORS[name]
     graph = trace(name, replace(SIGNATURE, tokens=37 if name in GRIDS else None))
