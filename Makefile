@@ -8,10 +8,13 @@ READY := $(VENV)/.ready
 
 setup: $(READY)
 
+# tritonclient has Triton's message classes, which tests/serving reads; without its
+# dependencies, which are older than ours.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0 -c constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps tritonclient==2.73.0
 	touch $(READY)
 
 check: $(READY)

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "run": Command("bundles:run", "Run a bundle or an ONNX file on arrays"),
     "parity": Command("bundles:parity", "Compare a bundle with its reference; find the bad layer"),
     "bench": Command("bundles:bench", "Time dense and pruned, interleaved"),
+    "triton": Command("serving:triton", "Write a bundle as a model of a Triton repository"),
     "inspect": Command("bundles:inspect", "Show what is in a bundle or an ONNX file"),
     "methods": Command("recipes:methods", "List importance criteria, selectors and targets"),
     "schema": Command("recipes:schema", "Print the JSON schema of recipes"),
