@@ -45,6 +45,7 @@ def from_onnx(path: str | Path) -> ir.Model:
             tensor.base_dir = str(file.parent.resolve())
     for name, tensor in _tensors(model):
         _check_numbers(file, name, tensor)
+    _hold_as_arrays(model)
     Sequential(
         common.InlinePass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -269,6 +270,19 @@ def _check_numbers(file: Path, name: str, tensor: ir.TensorProtocol) -> None:
                 got=f"{wrong} NaN among its values",
                 next_step="export the model again from a checkpoint that is whole",
             )
+
+
+def _hold_as_arrays(model: ir.Model) -> None:
+    """Keep initialisers as arrays: a tensor of a file copies its bytes whenever it is read."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.TensorProtoTensor) or tensor.dtype == ir.DataType.STRING:
+                continue
+            if tensor.dtype.bitwidth >= 8:
+                value.const_value = ir.Tensor(
+                    tensor.numpy(), tensor.dtype, name=tensor.name, doc_string=tensor.doc_string
+                )
 
 
 def _count_nan(chunk: Array, dtype: ir.DataType) -> int:

@@ -50,9 +50,13 @@ def _value(node: ir.Node) -> NDArray[np.generic] | None:
         return _shape_of_constant(node)
     if node.op_type not in _OPS or not node.inputs:
         return None
-    feeds = {value.name or "": _small(value) for value in node.inputs if value is not None}
-    if any(array is None for array in feeds.values()):
-        return None
+    feeds: dict[str, NDArray[np.generic]] = {}
+    for value in node.inputs:
+        array = None if value is None else _small(value)
+        if value is not None and array is None:
+            return None
+        if value is not None and array is not None:
+            feeds[value.name or ""] = array
     from onnx.reference import ReferenceEvaluator
 
     (result,) = ReferenceEvaluator(ir.to_proto(node)).run(None, feeds)
@@ -69,7 +73,7 @@ def _shape_of_constant(node: ir.Node) -> NDArray[np.int64] | None:
 
 def _small(value: ir.Value) -> NDArray[np.generic] | None:
     tensor = value.const_value
-    if value.is_graph_input() or tensor is None or tensor.size > _MOST_ELEMENTS:
+    if tensor is None or value.is_graph_input() or tensor.size > _MOST_ELEMENTS:
         return None
     if tensor.dtype not in {ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL}:
         return None

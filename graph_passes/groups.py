@@ -158,6 +158,7 @@ class Analysis:
         return tuple(group for group in self.groups if group.role == role)
 
 
+@without_collector()
 def analyse(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> Analysis:
     """Find the coupled groups of a model. The model is not changed.
 

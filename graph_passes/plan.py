@@ -198,12 +198,13 @@ def _check_model(analysis: Analysis, plan: Plan) -> None:
 
 
 def _check_group(group: Group, units: tuple[int, ...], plan: Plan) -> None:
-    bad = [unit for unit in units if not 0 <= unit < group.size]
+    size = group.size
+    bad = [unit for unit in units if not 0 <= unit < size]
     if bad:
-        raise BadInputError(f"{group.name} has no unit {bad[0]}", wanted=f"0 to {group.size - 1}")
+        raise BadInputError(f"{group.name} has no unit {bad[0]}", wanted=f"0 to {size - 1}")
     if len(set(units)) != len(units):
         raise BadInputError(f"a kept unit of {group.name} stands twice in the plan")
-    if len(units) == group.size:
+    if len(units) == size:
         return
     if group.frozen:
         raise BadInputError(

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes import common
 
-from secateur.graph_passes.axes import REWRITES, Atom, AxisMap, indices, leaves, size
+from secateur.graph_passes.axes import REWRITES, Atom, AxisMap, indices, is_cut, kept_length, size
+from secateur.graph_passes.axes.allocation import without_collector
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.constants import unused_name
 from secateur.graph_passes.axes.relations import op_key
@@ -47,6 +48,7 @@ def remove(model: ir.Model, plan: Plan) -> ir.Model:
     return smaller
 
 
+@without_collector()
 def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> ir.Model:
     """Cut the analysed model itself, in place, and return it."""
     model, axes = analysis.model, analysis.axes
@@ -83,11 +85,10 @@ def _record(analysis: Analysis, plan: Plan) -> None:
 def _reads(node: ir.Node, axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]) -> bool:
     slots = [*range(len(node.inputs)), *(~i for i in range(len(node.outputs)))]
     return any(
-        atom in keep
+        is_cut(expr, keep)
         for slot in slots
         if axes.knows(node, slot)
         for expr in axes.at(node, slot)
-        for atom in leaves(expr)
     )
 
 
@@ -103,7 +104,7 @@ def _slice_constants(
         key = tuple(
             (axis, indices(expr, keep).tobytes())
             for axis, expr in enumerate(axes.at(node, slot))
-            if any(atom in keep for atom in leaves(expr))
+            if is_cut(expr, keep)
         )
         cuts.setdefault(value, {}).setdefault(key, []).append((node, slot))
     copies: dict[str, str] = {}
@@ -148,15 +149,15 @@ def _resize_values(model: ir.Model, axes: AxisMap, keep: Mapping[Atom, NDArray[n
         if value.shape is None:
             continue
         exprs = axes.of(value)
-        touched = [any(atom in keep for atom in leaves(expr)) for expr in exprs]
+        touched = [is_cut(expr, keep) for expr in exprs]
         if not any(touched) or len(exprs) != len(value.shape):
             continue
         dims: list[int | ir.SymbolicDim | None] = []
-        for dim, expr, is_cut in zip(value.shape, exprs, touched, strict=True):
-            if not is_cut:
+        for dim, expr, goes in zip(value.shape, exprs, touched, strict=True):
+            if not goes:
                 dims.append(dim)
             elif isinstance(size(expr), int):
-                dims.append(len(indices(expr, keep)))
+                dims.append(kept_length(expr, keep))
             else:
                 dims.append(None)
         value.shape = ir.Shape(dims)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import onnx_ir as ir
@@ -43,7 +42,7 @@ from secateur.graph_passes.axes.relations import (
 from secateur.graph_passes.axes.shape_values import FROM_AXES, data_sources, track, track_constant
 from secateur.graph_passes.axes.sizes import Size, divide
 from secateur.graph_passes.axes.solver import Solver
-from secateur.graph_passes.axes.view import View, declared_shape, dimension_name
+from secateur.graph_passes.axes.view import View, declared_shape, made_up_names
 from secateur.graph_passes.names import node_name
 
 _MOVES = frozenset(
@@ -54,7 +53,6 @@ _MOVES = frozenset(
 )
 """Ops that hand integers on as they are."""
 _SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-_MADE_UP = re.compile(r"^(unk__\d+|[su]\d+|.*:\d+|\(.*\))$")
 
 
 def analyse_axes(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> AxisMap:
@@ -77,11 +75,11 @@ class _Walk:
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
         self._opset = model.opset_imports.get("", 20)
-        self._solver = Solver(frozenset(_made_up_names(model.graph)))
+        self._solver = Solver(frozenset(made_up_names(model.graph)))
         self._axes = AxisMap(self._solver)
         self._node: ir.Node | None = None
         self._name = ""
-        self._inputs: list[list[Expr] | None] = []
+        self._inputs: list[Sequence[Expr] | None] = []
         self._outputs: list[list[Expr | None]] = []
         self._mentioned: list[list[bool]] = []
         self._executors: dict[type, Callable[[Any], None]] = {
@@ -115,6 +113,7 @@ class _Walk:
                 for source in entry.sources:
                     reason = Reason("its size is a graph output", value.name or "")
                     self._solver.freeze(source, reason)
+        self._axes.seal()
         return self._axes
 
     def _enter_input(self, value: ir.Value) -> None:
@@ -480,24 +479,6 @@ def _captured(node: ir.Node) -> Iterator[ir.Value]:
             for inner in graph.all_nodes():
                 yield from (value for value in inner.inputs if value is not None)
             yield from graph.outputs
-
-
-def _made_up_names(graph: ir.Graph) -> set[str]:
-    """Dimension names that no graph input declares, or that look like a converter's own."""
-    given = {
-        dim.value
-        for value in graph.inputs
-        for dim in (value.shape or ())
-        if not isinstance(dim, int) and dim.value and not _MADE_UP.match(dim.value)
-    }
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    found = {
-        dimension_name(value, axis, dim)
-        for value in values
-        for axis, dim in enumerate(value.shape or ())
-        if not isinstance(dim, int)
-    }
-    return found - given
 
 
 __all__ = ["analyse_axes"]

@@ -44,11 +44,21 @@ class AxisMap:
         self.solver = solver
         self.folds: list[FoldUse] = []
         self.indexings: list[IndexUse] = []
-        self._values: dict[ir.Value, list[Expr] | None] = {}
-        self._uses: dict[tuple[ir.Node, int], list[Expr]] = {}
+        self._values: dict[ir.Value, Sequence[Expr] | None] = {}
+        self._uses: dict[tuple[ir.Node, int], Sequence[Expr]] = {}
         self._entries: dict[ir.Value, tuple[Entry, ...]] = {}
         self._positions: dict[ir.Value, Expr] = {}
         self._standing: dict[Atom, list[Expr]] | None = None
+        self._is_sealed = False
+
+    def seal(self) -> None:
+        """Resolve everything once: the walk is over, and no atom will be refined any more."""
+        for value, exprs in self._values.items():
+            if exprs is not None:
+                self._values[value] = tuple([resolve(expr) for expr in exprs])
+        for use, exprs in self._uses.items():
+            self._uses[use] = tuple([resolve(expr) for expr in exprs])
+        self._is_sealed = True
 
     def of(self, value: ir.Value) -> tuple[Expr, ...]:
         """Return the axes of a computed value or a graph input, resolved to leaves.
@@ -59,14 +69,17 @@ class AxisMap:
         exprs = self._values[value]
         if exprs is None:
             raise KeyError(value.name)
-        return tuple(resolve(expr) for expr in exprs)
+        return self._resolved(exprs)
 
     def at(self, node: ir.Node, slot: int) -> tuple[Expr, ...]:
         """Return the axes of one use: input ``slot`` of ``node``; ``~i`` for output i."""
         exprs = self.raw(node, slot)
         if exprs is None:
             raise KeyError(f"{node.name}[{slot}]")
-        return tuple(resolve(expr) for expr in exprs)
+        return self._resolved(exprs)
+
+    def _resolved(self, exprs: Sequence[Expr]) -> tuple[Expr, ...]:
+        return tuple(exprs if self._is_sealed else [resolve(expr) for expr in exprs])
 
     def knows(self, node: ir.Node, slot: int) -> bool:
         """Tell whether the rank of that input or output is known."""
@@ -76,7 +89,7 @@ class AxisMap:
         """Return the resolved axis of a port."""
         return self.at(node, port.slot)[port.axis]
 
-    def raw(self, node: ir.Node, slot: int) -> list[Expr] | None:
+    def raw(self, node: ir.Node, slot: int) -> Sequence[Expr] | None:
         """Return the unresolved axes of a use, or None where the rank is unknown."""
         if slot < 0:
             return self._values.get(node.outputs[~slot])
@@ -119,11 +132,11 @@ class AxisMap:
         """Record that a tensor holds positions of an axis."""
         self._positions[value] = expr
 
-    def set_value(self, value: ir.Value, exprs: list[Expr] | None) -> None:
+    def set_value(self, value: ir.Value, exprs: Sequence[Expr] | None) -> None:
         """Record the axes of a value."""
         self._values[value] = exprs
 
-    def set_use(self, node: ir.Node, slot: int, exprs: list[Expr]) -> None:
+    def set_use(self, node: ir.Node, slot: int, exprs: Sequence[Expr]) -> None:
         """Record the axes of one use of a constant."""
         self._uses[(node, slot)] = exprs
 

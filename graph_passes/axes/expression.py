@@ -95,6 +95,9 @@ def resolve(expr: Expr) -> Expr:
             break
     else:
         return expr
+    if len(expr) == 1 and type(expr[0]) is Atom and expr[0].definition is not None:
+        expr[0].definition = found = resolve(expr[0].definition)
+        return found
     factors: list[Factor] = []
     for factor in expr:
         if isinstance(factor, Atom):
@@ -141,6 +144,10 @@ def factor_size(factor: Factor) -> Size:
 
 def leaves(expr: Expr) -> tuple[Atom, ...]:
     """Return the undefined atoms of an expression, in order, each once."""
+    if not expr:
+        return ()
+    if len(expr) == 1 and type(expr[0]) is Atom and expr[0].definition is None:
+        return (expr[0],)  # most axes are one atom
     return tuple(dict.fromkeys(_walk(resolve(expr))))
 
 
@@ -151,6 +158,22 @@ def _walk(expr: Expr) -> Iterator[Atom]:
         else:
             for term in factor.terms:
                 yield from _walk(term)
+
+
+def is_cut(expr: Expr, keep: Keep) -> bool:
+    """Tell whether an axis contains one of the atoms."""
+    return not keep.keys().isdisjoint(leaves(expr))
+
+
+def kept_length(expr: Expr, keep: Keep) -> int:
+    """Number of positions that survive, ``len(indices(expr, keep))``, without listing them."""
+    length = 1
+    for factor in resolve(expr):
+        if isinstance(factor, Sum):
+            length *= sum(kept_length(term, keep) for term in factor.terms)
+        else:
+            length *= len(keep[factor]) if factor in keep else _int(factor.size)
+    return length
 
 
 def indices(expr: Expr, keep: Keep) -> NDArray[np.int64]:
@@ -166,6 +189,8 @@ def indices(expr: Expr, keep: Keep) -> NDArray[np.int64]:
     Raises:
         PreconditionError: some size is known only at run time.
     """
+    if len(expr) == 1 and isinstance(expr[0], Atom) and expr[0].definition is None:
+        return _factor_indices(expr[0], keep)
     kept = np.zeros(1, dtype=np.int64)
     for factor in resolve(expr):
         part = _factor_indices(factor, keep)
@@ -206,6 +231,8 @@ __all__ = [
     "current_size",
     "factor_size",
     "indices",
+    "is_cut",
+    "kept_length",
     "leaves",
     "resolve",
     "show",

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from secateur.errors import PreconditionError
 from secateur.graph_passes.axes.axis_map import AxisMap, constant
 from secateur.graph_passes.axes.constants import new_constant, replace_ints
-from secateur.graph_passes.axes.expression import Expr, Keep, indices, leaves, size
+from secateur.graph_passes.axes.expression import Expr, Keep, indices, is_cut, kept_length, size
 from secateur.graph_passes.axes.relations import OUT, REWRITES
 from secateur.graph_passes.axes.rules.layout import slice_bounds, split_lengths
 from secateur.graph_passes.axes.sizes import static
@@ -27,7 +27,7 @@ def target(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     """Spell the target shape from the axes of the output."""
     slot = 0 if node.op_type == "ConstantOfShape" else 1
     exprs = axes.at(node, OUT)
-    if not any(_touched(expr, keep) for expr in exprs):
+    if not any(is_cut(expr, keep) for expr in exprs):
         return
     old = constant(node.inputs[slot])
     if old is not None:
@@ -46,9 +46,9 @@ def _aligned(exprs: Sequence[Expr], length: int) -> Sequence[Expr]:
 
 
 def _entry(old: int, expr: Expr, keep: Keep) -> int:
-    if old in (0, -1, 1) or not _touched(expr, keep):
+    if old in (0, -1, 1) or not is_cut(expr, keep):
         return old
-    return len(indices(expr, keep))
+    return kept_length(expr, keep)
 
 
 def _respell_computed(node: ir.Node, slot: int, axes: AxisMap, keep: Keep) -> None:
@@ -57,7 +57,7 @@ def _respell_computed(node: ir.Node, slot: int, axes: AxisMap, keep: Keep) -> No
     assert old is not None
     aligned = _aligned(exprs, _length(old) or len(exprs))
     cut_dynamic = [
-        i for i, e in enumerate(aligned) if _touched(e, keep) and not isinstance(size(e), int)
+        i for i, e in enumerate(aligned) if is_cut(e, keep) and not isinstance(size(e), int)
     ]
     if len(cut_dynamic) > 1 or (cut_dynamic and node.op_type != "Reshape"):
         raise PreconditionError(
@@ -69,7 +69,7 @@ def _respell_computed(node: ir.Node, slot: int, axes: AxisMap, keep: Keep) -> No
     entries: list[int | ir.Value | None] = []
     for i, expr in enumerate(aligned):
         if isinstance(size(expr), int):
-            entries.append(len(indices(expr, keep)))
+            entries.append(kept_length(expr, keep))
         elif i in cut_dynamic:
             entries.append(-1)
         elif cut_dynamic and i < len(spelled) and spelled[i] == -1:
@@ -141,7 +141,7 @@ def bounds(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     """Starts and stops count the kept positions before them."""
     exprs = axes.at(node, 0)
     found = slice_bounds(View.of(node, axes))
-    touched = [axis for axis, expr in enumerate(exprs) if _touched(expr, keep)]
+    touched = [axis for axis, expr in enumerate(exprs) if is_cut(expr, keep)]
     if found is None or not any(axis in found for axis in touched):
         return
     order = list(found)
@@ -181,11 +181,11 @@ def lengths(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     """The lengths of the parts are spelled out, also where they were even before."""
     exprs = axes.at(node, 0)
     axis = node.attributes.get_int("axis", 0) % len(exprs)
-    if not _touched(exprs[axis], keep):
+    if not is_cut(exprs[axis], keep):
         return
     if split_lengths(View.of(node, axes), size(exprs[axis])) is None:
         raise PreconditionError("a Split with computed lengths is cut", where=node_name(node))
-    new = [len(indices(axes.at(node, ~i)[axis], keep)) for i in range(len(node.outputs))]
+    new = [kept_length(axes.at(node, ~i)[axis], keep) for i in range(len(node.outputs))]
     if "split" in node.attributes or _opset(node) < 13:
         node.attributes["split"] = ir.AttrInt64s("split", new)
         return
@@ -205,10 +205,6 @@ def resize_sizes(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     """A ``sizes`` input spells the channels too."""
     old = constant(node.inputs[3]) if len(node.inputs) > 3 else None
     exprs = axes.at(node, OUT)
-    if old is None or not any(_touched(expr, keep) for expr in exprs):
+    if old is None or not any(is_cut(expr, keep) for expr in exprs):
         return
     replace_ints(node, 3, [_entry(int(e), x, keep) for e, x in zip(old, exprs, strict=True)])
-
-
-def _touched(expr: Expr, keep: Keep) -> bool:
-    return any(atom in keep for atom in leaves(expr))

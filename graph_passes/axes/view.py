@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from secateur.graph_passes.axes.axis_map import AxisMap, constant
 from secateur.graph_passes.axes.expression import Expr, current_size
 from secateur.graph_passes.axes.sizes import Polynomial, Size
 
+_MADE_UP = re.compile(r"^(unk__\d+|[su]\d+|.*:\d+|\(.*\))$")
+
 
 class View:
     """One node for the eyes of its rule; output axes are known only by declared shape."""
@@ -18,7 +21,7 @@ class View:
     __slots__ = ("_axes", "_inputs", "_shapes", "node", "opset")
 
     def __init__(
-        self, node: ir.Node, axes: AxisMap, inputs: Sequence[list[Expr] | None], opset: int
+        self, node: ir.Node, axes: AxisMap, inputs: Sequence[Sequence[Expr] | None], opset: int
     ) -> None:
         self.node = node
         self.opset = opset
@@ -102,4 +105,22 @@ def dimension_name(value: ir.Value, axis: int, dim: ir.SymbolicDim) -> str:
     return dim.value or f"{value.name}:{axis}"
 
 
-__all__ = ["View", "declared_shape", "dimension_name"]
+def made_up_names(graph: ir.Graph) -> set[str]:
+    """Dimension names that no graph input declares, or that look like a converter's own."""
+    given = {
+        dim.value
+        for value in graph.inputs
+        for dim in (value.shape or ())
+        if not isinstance(dim, int) and dim.value and not _MADE_UP.match(dim.value)
+    }
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    found = {
+        dimension_name(value, axis, dim)
+        for value in values
+        for axis, dim in enumerate(value.shape or ())
+        if not isinstance(dim, int)
+    }
+    return found - given
+
+
+__all__ = ["View", "declared_shape", "dimension_name", "made_up_names"]
