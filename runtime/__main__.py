@@ -15,9 +15,10 @@ import numpy as np
 from secateur.errors import BadInputError, ParityError, SecateurError
 from secateur.runtime.bench import BenchOptions, BenchRow, break_even_batch
 from secateur.runtime.bench_bundle import bench_bundle
-from secateur.runtime.build import build_target, safe_level
+from secateur.runtime.build import BuildOptions, build_target, safe_level
 from secateur.runtime.bundle import BENCH_NAME, PARITY_NAME, open_bundle
 from secateur.runtime.bundle_writer import revised_bundle
+from secateur.runtime.engine_cache import engine_cache
 from secateur.runtime.npz import read_npz
 from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.parity import GoldenParity, check_goldens
@@ -60,15 +61,15 @@ def build(options: argparse.Namespace) -> None:
         level = options.optimisation
         if level == AUTO and "onnxruntime" in targets:
             level = safe_level(draft)
-        for target in targets:
-            build_target(draft, target, optimisation=level, forced=options.forced)
+        made = BuildOptions(level, options.forced, engine_cache(options.cache))
+        notes = {target: build_target(draft, target, made) for target in targets}
     with open_bundle(options.bundle) as bundle:
         files, engines = bundle.manifest.files, bundle.manifest.engines
     sizes = {target: files[engines[target].file].size_bytes for target in targets}
     if options.json:
-        _say(json.dumps({"built": sizes}))
+        _say(json.dumps({"built": sizes, "notes": notes}))
     for target, size_bytes in sizes.items() if not options.json else ():
-        _say(f"{target}: {size_bytes / 1e6:.1f} MB")
+        _say(f"{target}: {size_bytes / 1e6:.1f} MB, {notes[target]}")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -194,6 +195,9 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--forced", action="store_true", help="build the forced twin for parity")
     parser.add_argument("--workspace-mib", type=int, default=0, help="0: as the bundle says")
+    parser.add_argument(
+        "--cache", default="", help="folder of engines built before; off for none (SECATEUR_CACHE)"
+    )
     parser.add_argument("--timeout", type=float, default=0.0, help="seconds; 0: as the bundle says")
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from secateur.errors import BadInputError
-from secateur.runtime.backend import BACKENDS, Built, EngineSpec, ShapeRange
+from secateur.runtime.backend import BACKENDS, EngineSpec, ShapeRange
 from secateur.runtime.budgets import along, symbol_ranges
 from secateur.runtime.bundle import FORCED_NAME, GOLDENS_NAME, MODEL_NAME
 from secateur.runtime.bundle_writer import Draft
 from secateur.runtime.checks import check_build
 from secateur.runtime.compare import TOLERANCES
 from secateur.runtime.deployed import highest_agreeing_level
+from secateur.runtime.engine_cache import EngineCache, Fetched, ingredients
 from secateur.runtime.goldens import read_goldens
 from secateur.runtime.onnx_outline import read_outline
 from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
@@ -26,30 +28,43 @@ from secateur.runtime.versions import same_series
 logger = logging.getLogger(__name__)
 
 
-def build_target(draft: Draft, target: str, *, optimisation: str, forced: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How to build what the manifest's specification describes.
+
+    ``optimisation`` is ONNX Runtime's level as deployed. With ``forced`` the engine of the
+    forced twin is built too, where the bundle carries one: parity on the target needs it.
+    """
+
+    optimisation: str
+    forced: bool = True
+    cache: EngineCache | None = None
+
+
+def build_target(draft: Draft, target: str, options: BuildOptions) -> str:
     """Build one target's engine from the draft's model and enter it in the manifest.
 
     ``draft.manifest.spec`` gives the profiles; ranges of budgets default to what follows from
-    them. ``optimisation`` is ONNX Runtime's level as deployed. With ``forced`` the engine of
-    the forced twin is built too, where the bundle carries one: parity on the target needs it.
+    them. Returns what there is to know: where the engine came from, and why.
     """
     parsed = parse_target(target)
     model = draft.folder / MODEL_NAME
     if not model.is_file():
         raise BadInputError("the bundle holds no model", where=str(draft.folder), wanted=MODEL_NAME)
     if parsed.backend == "onnxruntime":
-        _check_runs(model, optimisation)
-        draft.add_onnxruntime(optimisation=optimisation)
-        return
-    built = _build(model, draft.manifest.spec, parsed)
-    version = str(built.record["versions"]["tensorrt"])
+        _check_runs(model, options.optimisation)
+        draft.add_onnxruntime(optimisation=options.optimisation)
+        return f"runs the model itself, graph optimisation {options.optimisation!r}"
+    made = _build(model, draft.manifest.spec, parsed, options.cache)
+    version = str(made.built.record["versions"]["tensorrt"])
     # An engine of TensorRT-RTX fits its whole series, one of TensorRT only its own version.
     requires = same_series(version) if parsed.backend == "rtx" else f"=={version}"
-    draft.add_engine(str(parsed), built, requires=requires)
+    draft.add_engine(str(parsed), made.built, requires=requires)
     twin = draft.folder / FORCED_NAME
-    if forced and twin.is_file():
+    if options.forced and twin.is_file():
         spec = forced_spec(twin, draft.manifest.spec)
-        draft.add_forced_engine(str(parsed), _build(twin, spec, parsed))
+        draft.add_forced_engine(str(parsed), _build(twin, spec, parsed, options.cache).built)
+    return f"version {version}; {made.why}"
 
 
 def safe_level(draft: Draft) -> str:
@@ -86,12 +101,16 @@ def forced_spec(twin: Path, spec: EngineSpec) -> EngineSpec:
     return replace(spec, profiles={**spec.profiles, **biases})
 
 
-def _build(model: Path, spec: EngineSpec, target: Target) -> Built:
+def _build(model: Path, spec: EngineSpec, target: Target, cache: EngineCache | None) -> Fetched:
     outline = read_outline(model)
     complete = complete_spec(outline, spec, target)
     check_build(outline, sites_from_metadata(outline.metadata), complete, target)
     logger.info("building %s for %s", model.name, target)
-    return TensorRt(target.backend).build_with_record(model, complete)
+    build = partial(TensorRt(target.backend).build_with_record, model, complete)
+    if cache is None:
+        return Fetched(build(), False, "built, without a cache")
+    found = ingredients(target.backend, outline, model, spec=complete)
+    return cache.fetch(found, build)
 
 
 def _check_runs(model: Path, optimisation: str) -> None:
@@ -100,4 +119,4 @@ def _check_runs(model: Path, optimisation: str) -> None:
         return
 
 
-__all__ = ["build_target", "forced_spec", "safe_level"]
+__all__ = ["BuildOptions", "build_target", "forced_spec", "safe_level"]

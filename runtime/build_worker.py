@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from secateur import errors
-from secateur.errors import SecateurError
-from secateur.runtime.backend import EngineSpec
+from secateur.errors import BuildError, SecateurError
+from secateur.runtime.backend import Built, EngineSpec
 from secateur.runtime.tensorrt_build import build_engine
 
 _PR_SET_PDEATHSIG = 1
@@ -29,12 +29,26 @@ def main(request_path: Path) -> int:
         built = build_engine(
             request["backend"], Path(request["onnx"]), EngineSpec.from_json(request["spec"])
         )
+        _write(built, folder)
     except SecateurError as error:
         (folder / "error.json").write_text(json.dumps(error_to_json(error)), encoding="utf-8")
         return 1
-    (folder / "engine").write_bytes(built.engine)
-    (folder / "record.json").write_text(json.dumps(dict(built.record)), encoding="utf-8")
     return 0
+
+
+def _write(built: Built, folder: Path) -> None:
+    try:
+        (folder / "engine").write_bytes(built.engine)
+        (folder / "record.json").write_text(json.dumps(dict(built.record)), encoding="utf-8")
+    except OSError as error:
+        (folder / "engine").unlink(missing_ok=True)
+        raise BuildError(
+            "the engine was built and cannot be written",
+            where=str(folder),
+            got=str(error),
+            wanted=f"room for {len(built.engine) / 1e6:.1f} MB",
+            next_step="free some space, or set TMPDIR to a folder on another disk",
+        ) from error
 
 
 def error_to_json(error: SecateurError) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -34,6 +35,8 @@ from secateur.runtime.onnx_outline import read_outline
 from secateur.runtime.sites import sites_from_metadata
 from secateur.runtime.targets import parse_target
 from secateur.runtime.versions import ONNXRUNTIME_REQUIREMENT
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(slots=True)
@@ -140,6 +143,15 @@ def _draft(path: Path) -> Generator[Draft]:
         yield draft
         _seal(draft)
         _publish(folder, path)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise BadInputError(
+            "there is no room for the bundle",
+            where=str(path),
+            got=str(error),
+            next_step="free some space or choose another folder; what was there is unchanged",
+        ) from error
     finally:
         if folder.exists():
             remove(folder)

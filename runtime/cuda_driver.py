@@ -17,6 +17,9 @@ from secateur.errors import MissingDependencyError, SecateurError
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
+# CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+_COMPUTE_CAPABILITY = (75, 76)
+
 
 @contextmanager
 def device_context(ordinal: int = 0) -> Generator[None]:
@@ -49,6 +52,21 @@ def check_device() -> None:
         raise _no_device("the driver does not start")
     if count.value == 0:
         raise _no_device("the driver sees no device")
+
+
+def describe_device(ordinal: int = 0) -> str:
+    """Name, compute capability and memory of a device; MissingDependencyError for none.
+
+    An engine built on another device with the same text is taken to fit.
+    """
+    check_device()
+    device, size = ctypes.c_int(), ctypes.c_size_t()
+    _call("cuDeviceGet", ctypes.byref(device), ordinal)
+    name = ctypes.create_string_buffer(256)
+    _call("cuDeviceGetName", name, 256, device)
+    _call("cuDeviceTotalMem_v2", ctypes.byref(size), device)
+    major, minor = (_attribute(number, device) for number in _COMPUTE_CAPABILITY)
+    return f"{name.value.decode()} (sm{major}{minor}, {size.value >> 20} MiB)"
 
 
 def allocate(size_bytes: int) -> int:
@@ -99,6 +117,12 @@ def synchronise(stream_handle: int) -> None:
     _call("cuStreamSynchronize", ctypes.c_void_p(stream_handle))
 
 
+def _attribute(number: int, device: ctypes.c_int) -> int:
+    value = ctypes.c_int()
+    _call("cuDeviceGetAttribute", ctypes.byref(value), number, device)
+    return value.value
+
+
 @cache
 def _library() -> ctypes.CDLL:
     return ctypes.CDLL(_LIBRARY)
@@ -132,6 +156,7 @@ __all__ = [
     "check_device",
     "copy_to_device",
     "copy_to_host",
+    "describe_device",
     "device_context",
     "free",
     "stream",

@@ -231,6 +231,8 @@ class Recipe(_Strict):
     parity: Parity = Parity()
     bench: Bench | None = None
     report: Report = Report()
+    cache: str = ""
+    """Folder of engines that were built before, or ``off``; empty: SECATEUR_CACHE or the user's."""
     output: Path | None = None
     """Folder of the bundle; without it, build/<name> beside the recipe."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -90,6 +91,30 @@ def test_a_killed_builder_is_a_build_error(bundle_path: Path) -> None:
     assert "the builder died: killed by SIGKILL" in told
     assert "out of memory" in told
     assert set(open_bundle(bundle_path).manifest.engines) == {"onnxruntime"}
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "said"), [(100_000, "room for"), (1500, "no room for the bundle")]
+)
+def test_a_disk_that_is_full_leaves_the_old_bundle_and_says_so(
+    limit_bytes: int, said: str, bundle_path: Path
+) -> None:
+    # A limit on the size of files stands in for the disk: below an engine, below a manifest.
+    before = {p.name: p.read_bytes() for p in bundle_path.iterdir()}
+    target = "rtx:sm86" if limit_bytes > 10_000 else "onnxruntime"
+    done = subprocess.run(
+        [sys.executable, "-m", "secateur.runtime", "build", bundle_path, "--target", target],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode in {2, 4}, done.stderr
+    assert said in done.stderr
+    assert "File too large" in done.stderr
+    assert {p.name: p.read_bytes() for p in bundle_path.iterdir()} == before
+    assert [p.name for p in bundle_path.parent.iterdir() if p.name.startswith(".")] == []
 
 
 def _wait_until_written(process: subprocess.Popen[str], count: int) -> float:

@@ -69,6 +69,7 @@ def build(
     opt_shapes: str = "",
     max_shapes: str = "",
     optimisation: Literal["auto", "disabled", "basic", "extended", "all"] = "auto",
+    cache: str = "",
     json: bool = False,
 ) -> None:
     """Build engines, each in a process of its own, into a new bundle or an existing one.
@@ -89,15 +90,20 @@ def build(
         Largest shapes.
     optimisation
         ONNX Runtime's graph optimisation as deployed; auto is the highest that keeps the numbers.
+    cache
+        Folder of engines that were built before, or off; the default is the user's cache folder.
     json
         Print a JSON document instead of a table.
     """
+    from secateur.runtime.build import BuildOptions
+    from secateur.runtime.engine_cache import engine_cache
     from secateur.workflow.building import build_bundle, profile_from
 
     given = (min_shapes, opt_shapes, max_shapes)
     profile = profile_from(*given) if any(given) else None
     with Steps(quiet=json).step(f"build for {', '.join(target)}"):
-        built = build_bundle(model, output, target, profile=profile, optimisation=optimisation)
+        options = BuildOptions(optimisation, cache=engine_cache(cache))
+        built = build_bundle(model, output, target, profile=profile, options=options)
     rows = [(a.target, a.file, f"{a.bytes / 2**20:.1f}", f"{a.seconds:.1f}", a.note) for a in built]
     if json:
         print_json([asdict(artefact) for artefact in built])

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from secateur.workflow.results import Results
 
 
-def deploy(recipe: Path, /, *, output: Path | None = None, json: bool = False) -> int:
+def deploy(
+    recipe: Path, /, *, output: Path | None = None, cache: str = "", json: bool = False
+) -> int:
     """Do everything a recipe says: load, remove, select, verify, build, time, report.
 
     Parameters
@@ -21,6 +23,8 @@ def deploy(recipe: Path, /, *, output: Path | None = None, json: bool = False) -
         YAML file; secateur schema prints its schema.
     output
         Folder (or .zip) of the bundle, instead of the recipe's own.
+    cache
+        Folder of engines that were built before, or off; instead of the recipe's own.
     json
         Print a JSON document instead of tables.
     """
@@ -33,6 +37,8 @@ def deploy(recipe: Path, /, *, output: Path | None = None, json: bool = False) -
 
     if output is not None:
         checked = checked.model_copy(update={"output": output.resolve()})
+    if cache:
+        checked = checked.model_copy(update={"cache": cache})
     text = recipe.read_text(encoding="utf-8")
     results = deploy_recipe(checked, text, progress=Steps(quiet=json))
     bundle = bundle_path(checked)

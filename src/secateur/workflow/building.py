@@ -14,10 +14,12 @@ from secateur.export.marker_translation import without_markers
 from secateur.export.onnx_file import from_onnx
 from secateur.graph_passes.lowering import MARKER, has_markers
 from secateur.recipe import Profile
+from secateur.runtime.build import BuildOptions
 from secateur.runtime.bundle import MODEL_NAME, is_bundle
 from secateur.runtime.bundle_writer import Draft, new_bundle, revised_bundle
 from secateur.runtime.compare import TOLERANCES
 from secateur.runtime.deployed import highest_agreeing_level
+from secateur.runtime.engine_cache import engine_cache
 from secateur.runtime.onnx_outline import read_outline
 from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.profiles import profiles_from_dimensions
@@ -58,7 +60,7 @@ def build_bundle(
     targets: Sequence[str],
     *,
     profile: Profile | None,
-    optimisation: str,
+    options: BuildOptions,
 ) -> tuple[Artefact, ...]:
     """Build engines for a bundle, or a new bundle around an ONNX file.
 
@@ -67,8 +69,8 @@ def build_bundle(
         output: of the new bundle; for a bundle None builds into it.
         targets: such as ``rtx:sm86``.
         profile: shapes; a bundle has its own.
-        optimisation: ONNX Runtime's level as deployed; ``auto`` takes the highest that
-            changes no number of made-up inputs.
+        options: the cache, and ONNX Runtime's level as deployed; ``auto`` takes the highest
+            that changes no number of made-up inputs.
 
     Raises:
         BadInputError: what the model and the targets do not fit.
@@ -81,7 +83,7 @@ def build_bundle(
                 "engines are built into the bundle itself", got=str(output), wanted="no output"
             )
         with revised_bundle(model) as draft:
-            return _build(draft, names, profile, optimisation)
+            return _build(draft, names, profile, options)
     outline = read_outline(model)
     if output is None:
         raise BadInputError(
@@ -94,7 +96,7 @@ def build_bundle(
             _place(draft, from_onnx(model), dense=None)
         else:
             draft.place_model(MODEL_NAME, model)
-        return _build(draft, names, profile, optimisation)
+        return _build(draft, names, profile, options)
 
 
 def bundle_model(
@@ -115,7 +117,8 @@ def bundle_model(
         spec = replace(draft.manifest.spec, profiles=profiles_from_dimensions(inputs, ranges))
         shipping.check_targets(file, spec, names)
         shipping.with_spec(draft, spec, file)
-        return shipping.ship(draft, names, level=_level(file, names, AUTOMATIC))
+        level = _level(file, names, AUTOMATIC)
+        return shipping.ship(draft, names, BuildOptions(level, cache=engine_cache("")))
 
 
 def _place(draft: Draft, model: ir.Model, dense: ir.Model | None) -> Path:
@@ -130,7 +133,7 @@ def _place(draft: Draft, model: ir.Model, dense: ir.Model | None) -> Path:
 
 
 def _build(
-    draft: Draft, targets: Sequence[str], profile: Profile | None, optimisation: str
+    draft: Draft, targets: Sequence[str], profile: Profile | None, options: BuildOptions
 ) -> tuple[Artefact, ...]:
     model = draft.folder / MODEL_NAME
     spec = draft.manifest.spec
@@ -138,7 +141,8 @@ def _build(
         spec = replace(spec, profiles=shipping.engine_spec(model, profile).profiles)
     shipping.check_targets(model, spec, targets)
     shipping.with_spec(draft, spec, model)
-    return shipping.ship(draft, targets, level=_level(model, targets, optimisation))
+    level = _level(model, targets, options.optimisation)
+    return shipping.ship(draft, targets, replace(options, optimisation=level))
 
 
 def _level(model: Path, targets: Sequence[str], asked: str) -> str:

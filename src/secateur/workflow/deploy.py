@@ -15,7 +15,9 @@ from secateur.graph_passes.groups import Analysis, analyse
 from secateur.recipe import Recipe
 from secateur.runtime import bundle as names
 from secateur.runtime.backend import Arrays
+from secateur.runtime.build import BuildOptions
 from secateur.runtime.bundle_writer import Draft, new_bundle
+from secateur.runtime.engine_cache import engine_cache
 from secateur.runtime.goldens import goldens_to_bytes
 from secateur.workflow import shipping, verification
 from secateur.workflow.answers import DataOptions, make_goldens, on_data, token_outputs
@@ -96,11 +98,15 @@ def deploy(recipe: Recipe, recipe_text: str, *, progress: Progress) -> Results:
         results = _describe(recipe, work)
         results, level = _verify(draft, recipe, work, results, progress)
         with progress.step(f"build for {', '.join(recipe.targets)}"):
-            artefacts = shipping.ship(draft, recipe.targets, level=level)
+            artefacts = shipping.ship(draft, recipe.targets, _build_options(recipe, level))
         rows = _time(recipe, work, draft.folder, progress)
         results = replace(results, artefacts=artefacts, bench=rows)
         _write(draft, recipe, recipe_text, work, results)
     return results
+
+
+def _build_options(recipe: Recipe, level: str) -> BuildOptions:
+    return BuildOptions(level, cache=engine_cache(recipe.cache))
 
 
 def bundle_path(recipe: Recipe) -> Path:

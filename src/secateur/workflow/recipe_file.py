@@ -233,6 +233,8 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
         "model": _resolve_source(recipe.model, folder),
         "output": (folder / (recipe.output or Path("build") / recipe.name)).resolve(),
     }
+    if recipe.cache not in {"", "off"}:
+        changes["cache"] = str((folder / Path(recipe.cache).expanduser()).resolve())
     if recipe.plan is not None:
         changes["plan"] = folder / recipe.plan
     if recipe.data is not None:

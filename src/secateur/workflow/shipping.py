@@ -14,7 +14,7 @@ from secateur.export.onnx_file import save
 from secateur.graph_passes.force_selection import force
 from secateur.recipe import Profile
 from secateur.runtime.backend import EngineSpec, ShapeRange
-from secateur.runtime.build import build_target
+from secateur.runtime.build import BuildOptions, build_target
 from secateur.runtime.bundle import DENSE_NAME, FORCED_NAME, MODEL_NAME
 from secateur.runtime.bundle_writer import Draft
 from secateur.runtime.checks import check_build
@@ -71,24 +71,23 @@ def check_targets(model: Path, spec: EngineSpec, targets: Iterable[str]) -> None
         check_build(outline, sites, complete_spec(outline, spec, target), target)
 
 
-def ship(draft: Draft, targets: Iterable[str], *, level: str) -> tuple[Artefact, ...]:
-    """Build every target into a bundle; ``level`` is ONNX Runtime's optimisation as deployed.
+def ship(draft: Draft, targets: Iterable[str], options: BuildOptions) -> tuple[Artefact, ...]:
+    """Build every target into a bundle.
 
     Raises:
         BuildError: a builder refuses the model or dies.
     """
-    return tuple(_ship(draft, target, level) for target in targets)
+    return tuple(_ship(draft, target, options) for target in targets)
 
 
-def _ship(draft: Draft, text: str, level: str) -> Artefact:
+def _ship(draft: Draft, text: str, options: BuildOptions) -> Artefact:
     start = time.perf_counter()
-    build_target(draft, text, optimisation=level, forced=True)
+    note = build_target(draft, text, options)
     seconds = time.perf_counter() - start
     target = parse_target(text)
     file = draft.manifest.engines[str(target)].file
-    note = f"runs the model itself, graph optimisation {level!r}"
     if target.backend != "onnxruntime":
-        note = f"version {installed_version(target.backend)}; built, not run on this machine"
+        note = f"{note}; not run on this machine"
     return Artefact(str(target), file, (draft.folder / file).stat().st_size, seconds, note)
 
 
