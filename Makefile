@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check zoo peers frameworks oracles properties clean setup
+.PHONY: demo test sweep check zoo peers frameworks oracles properties clean setup
 
 setup: $(READY)
 
@@ -22,9 +22,14 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two workers; a file stays on one of them, with the exports that its tests share.
+# Two workers; a file stays on one of them, with the exports that its tests share. The vectors
+# are those in the repository; `make oracles` takes all that are there, `make sweep` what is long.
+test: export SECATEUR_ORACLES ?= $(CURDIR)/tests/oracles/data
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not sweep"
+
+sweep: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m sweep
 
 demo: $(READY)
 	$(BIN)/secateur deploy examples/minilm/recipe.yaml

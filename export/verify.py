@@ -48,13 +48,21 @@ def other_sizes(
 def resized(
     inputs: dict[str, Tensor], dynamic: Dynamic, sizes: dict[str, int]
 ) -> dict[str, Tensor]:
-    """Repeat or cut the example inputs along their dynamic axes to the given sizes."""
+    """Repeat or cut the example inputs along their dynamic axes to the given sizes.
+
+    A copy of a floating point slice is a little larger than the slice, since equal tokens tie
+    wherever a model ranks them, and which of a tie comes first is nobody's promise.
+    """
     out = {}
     for name, tensor in inputs.items():
         turned = tensor
         for axis, dimension in dynamic.get(name, {}).items():
-            rows = torch.arange(sizes[dimension], device=tensor.device) % tensor.shape[axis]
-            turned = turned.index_select(axis, rows)
+            places = torch.arange(sizes[dimension], device=tensor.device)
+            turned = turned.index_select(axis, places % tensor.shape[axis])
+            if turned.is_floating_point():
+                copies = places.div(tensor.shape[axis], rounding_mode="floor")
+                scale = (1 + copies / 64).to(turned.dtype)
+                turned = turned * scale.reshape(-1, *[1] * (turned.ndim - 1 - axis))
         out[name] = turned.contiguous()
     return out
 

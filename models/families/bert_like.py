@@ -166,7 +166,9 @@ def _longest(folder: Path, config: Config) -> int:
     """Return the largest number of tokens of a text."""
     limits = [int(str(config["max_position_embeddings"]))]
     if config["model_type"] not in {"bert", "distilbert"}:
-        limits = [limits[0] - 2]  # the RoBERTa family numbers positions from the padding id + 1
+        padding = config.get("pad_token_id")
+        first = (1 if padding is None else int(str(padding))) + 1  # as the RoBERTa family counts
+        limits = [limits[0] - first]
     settings = folder / "sentence_bert_config.json"
     if settings.is_file():
         limits.append(int(read_json(settings).get("max_seq_length", limits[0])))

@@ -5,11 +5,13 @@ A new family is one entry of ``FAMILIES``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 import transformers
+from _pytest.mark import ParameterSet
 from torch import Tensor, nn
 
 LENGTHS = (9, 4, 7)
@@ -231,6 +233,12 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 
+_LONG = {
+    (family, "from_torch-20-sdpa")
+    for family in FAMILIES.keys() - {"bert", "vit", "nn.TransformerEncoder"}
+}
+"""Near relatives of other cells of the table; `make sweep` runs them."""
+
 CELLS = [(family, form) for family, row in FAMILIES.items() for form in row.forms]
 TOWERS = [
     (family, form, tower) for family, form in CELLS for tower in range(len(FAMILIES[family].towers))
@@ -243,3 +251,11 @@ REFUSED = {
 SELECTIONS = [
     (*cell, n_sites) for cell in TOWERS if cell not in REFUSED for n_sites in range(1, LAYERS + 1)
 ]
+
+
+def marked(cells: Iterable[Sequence[object]]) -> list[ParameterSet]:
+    """Parameters of a test from cells of the table, the long ones marked as such."""
+    return [
+        pytest.param(*cell, marks=[pytest.mark.sweep] if tuple(cell[:2]) in _LONG else [])
+        for cell in cells
+    ]

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from tests.families.exports import Arrays, Exported, exported
-from tests.families.rows import CELLS, LENGTHS, REFUSED, SELECTIONS, TOWERS, Tower
+from tests.families.rows import CELLS, LENGTHS, REFUSED, SELECTIONS, TOWERS, Tower, marked
 
 from secateur.errors import PreconditionError
 from secateur.export.verify import flatten_outputs
@@ -34,9 +34,11 @@ SEEN = 1e-3
 """A change that is smaller than this proves nothing."""
 PERMILLE = 500
 
-every_file = pytest.mark.parametrize(("family", "form"), CELLS)
-every_tower = pytest.mark.parametrize(("family", "form", "tower"), TOWERS)
-every_selection = pytest.mark.parametrize(("family", "form", "tower", "n_sites"), SELECTIONS)
+every_file = pytest.mark.parametrize(("family", "form"), marked(CELLS))
+every_tower = pytest.mark.parametrize(("family", "form", "tower"), marked(TOWERS))
+every_selection = pytest.mark.parametrize(
+    ("family", "form", "tower", "n_sites"), marked(SELECTIONS)
+)
 
 
 @functools.cache

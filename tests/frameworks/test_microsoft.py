@@ -132,7 +132,7 @@ def test_whole_groups_of_a_grouped_attention_go() -> None:
         b = MatMul(a, out)
         y = Add(b, x)
     """
-    constants = {"last": np.array([4], np.int32), "total": np.array(5, np.int32)}
+    constants = {"last": np.array([4, 4], np.int32), "total": np.array(5, np.int32)}
     weights = {"wq": (8, 64), "wk": (8, 32), "wv": (8, 32), "out": (64, 8)}
     halved = _attending(nodes, weights, constants)
     assert halved.sizes == {"heads": [4]}

@@ -28,7 +28,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     root, carried = oracle_sets.folder(), oracle_sets.carried_sets()
     parameters = [
-        pytest.param(path, entry, id=f"{name}-{path.stem}")
+        pytest.param(
+            path,
+            entry,
+            id=f"{name}-{path.stem}",
+            marks=[pytest.mark.sweep] if entry.is_long else [],
+        )
         for name, entry in carried.items()
         for path in sorted((root / name).glob("case*.npz"))
     ]

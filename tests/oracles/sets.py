@@ -34,6 +34,7 @@ class Carried:
 
     check: Check
     left_out: dict[str, str]  # case name -> why
+    is_long: bool  # too long for `make test`; `make oracles` and `make sweep` run it
 
 
 def folder() -> Path:
@@ -82,4 +83,5 @@ def _load(path: Path) -> Carried:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return Carried(module.check, dict(getattr(module, "LEFT_OUT", {})))
+    left_out = dict(getattr(module, "LEFT_OUT", {}))
+    return Carried(module.check, left_out, bool(getattr(module, "IS_LONG", False)))

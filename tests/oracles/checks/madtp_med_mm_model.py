@@ -9,3 +9,6 @@ N_IMAGES = 1
 
 def check(case) -> None:
     madtp_nets.check_text(case, N_IMAGES)
+
+
+IS_LONG = True  # its exports

@@ -92,3 +92,6 @@ def _check_tokens(result, prefix, kept, want) -> None:
     if n_centres:
         made = np.concatenate([made, result[f"{prefix}left"][0]])
     np.testing.assert_allclose(made, want, rtol=1e-4, atol=1e-4)
+
+
+IS_LONG = True  # its exports
