@@ -14,16 +14,25 @@ from secateur.graph_passes.axes.expression import (
     Expr,
     Reason,
     concatenation,
+    current_size,
     resolve,
     size,
 )
 from secateur.graph_passes.axes.expression import (
     Sum as SumExpr,
 )
+from secateur.graph_passes.axes.programs import (
+    Pairs,
+    Program,
+    Programs,
+    Shapes,
+    is_plain,
+    program_of,
+)
 from secateur.graph_passes.axes.relations import (
     AXIS_RULES,
+    AxisRule,
     Blocks,
-    Fold,
     Fresh,
     Frozen,
     Index,
@@ -34,7 +43,6 @@ from secateur.graph_passes.axes.relations import (
     Product,
     ReadAt,
     Relation,
-    Same,
     Sum,
     Unread,
     op_key,
@@ -53,6 +61,8 @@ _MOVES = frozenset(
 )
 """Ops that hand integers on as they are."""
 _SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+_PROGRAMS = Programs()
+_NO_PROGRAM = program_of((), (), ())
 
 
 def analyse_axes(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> AxisMap:
@@ -81,9 +91,7 @@ class _Walk:
         self._name = ""
         self._inputs: list[Sequence[Expr] | None] = []
         self._outputs: list[list[Expr | None]] = []
-        self._mentioned: list[list[bool]] = []
         self._executors: dict[type, Callable[[Any], None]] = {
-            Fold: self._fold,
             Product: self._product,
             Sum: self._sum,
             Part: self._part,
@@ -136,26 +144,52 @@ class _Walk:
             self._solver.freeze(expr, reason)
 
     def _visit(self, node: ir.Node) -> None:
-        self._node, self._name = node, node_name(node)
-        self._enter_inputs(node)
-        key = op_key(node)
+        self._node, self._name = node, node.name or node_name(node)
+        key = f"{node.domain}:{node.op_type}" if node.domain else node.op_type
+        shapes, integers = self._enter_inputs(node)
         rule = AXIS_RULES.find(key)
-        relations: tuple[Relation, ...] = ()
-        if rule is not None and _has_no_subgraph(node):
-            relations = tuple(rule(View(node, self._axes, self._inputs, self._opset)))
-        else:
+        program = _NO_PROGRAM if rule is None else self._program(rule, key, shapes, integers)
+        if program is _NO_PROGRAM:
             self._freeze_inputs(f"no axis rule for the op {key}")
-        self._outputs = [_blank(value, i, relations) for i, value in enumerate(node.outputs)]
-        self._mentioned = [[False] * len(exprs or ()) for exprs in self._inputs]
-        for relation in relations:
-            self._execute(relation)
-        if rule is not None:
-            self._close_inputs()
+            program = program_of((), [None] * len(shapes), _declared_ranks(node))
+        self._outputs = [[None] * rank for rank in program.output_ranks]
+        for step in program.steps:
+            if step.inputs is None:
+                self._execute(step.relation)
+            else:
+                self._same(step.inputs, step.outputs)
+                if step.fold is not None:
+                    fold = step.fold
+                    self._axes.folds.append(FoldUse(node, fold.ports, fold.neutral))
+        if program.unmentioned:
+            self._close_inputs(program.unmentioned)
         if self._axes.holds_positions():
-            self._carry_positions(node, relations)
-        self._close_outputs(bool(relations))
-        if node.op_type in FROM_AXES or self._axes.reads_tracked(node):
+            self._carry_positions(node, program.reads)
+        self._close_outputs(bool(program.relations))
+        if integers or node.op_type in FROM_AXES:
             self._track(node)
+
+    def _program(
+        self, rule: AxisRule, key: str, shapes: Shapes, integers: tuple[object, ...]
+    ) -> Program:
+        """Ask the rule, or remember what it said about a node that looked the same."""
+        node = self._node
+        assert node is not None
+        listed = node.attributes.data
+        attributes = tuple([(k, a.value) for k, a in listed.items()]) if listed else ()
+        declared = _declared_ranks(node)
+        signature = (rule, key, self._opset, shapes, integers, declared, attributes)
+        found = _PROGRAMS.find(signature)
+        if found is not None:
+            return found
+        if not _has_no_subgraph(node):
+            return _NO_PROGRAM
+        view = View(node, self._axes, self._inputs, self._opset)
+        ranks = [None if shape is None else len(shape) for shape in shapes]
+        program = program_of(rule(view), ranks, declared)
+        if not view.is_particular and is_plain(node):
+            _PROGRAMS.keep(signature, program)
+        return program
 
     def _track(self, node: ir.Node) -> None:
         track(node, self._axes)
@@ -163,35 +197,48 @@ class _Walk:
             for source in entry.sources:
                 self._solver.freeze(source, Reason("its size is read as data", self._name))
 
-    def _enter_inputs(self, node: ir.Node) -> None:
-        """Collect the axes of the inputs; each use of a constant gets axes of its own."""
-        self._inputs = []
-        for slot, value in enumerate(node.inputs):
-            tensor = None if value is None else constant_tensor(value)
-            if value is None or tensor is None:
-                self._inputs.append(self._axes.raw(node, slot))
-                continue
-            if self._axes.entries(value) is None:
-                track_constant(value, self._axes)
-            label = value.name or ""
-            exprs = [self._solver.fresh(dim, label) for dim in tensor.shape.numpy()]
-            self._axes.set_use(node, slot, exprs)
-            self._inputs.append(exprs)
+    def _enter_inputs(self, node: ir.Node) -> tuple[Shapes, tuple[object, ...]]:
+        """Collect the axes of the inputs; each use of a constant gets axes of its own.
 
-    def _close_inputs(self) -> None:
+        Returns their sizes, and (slot, integers) of those that the graph computes from shapes.
+        """
+        axes, fresh = self._axes, self._solver.fresh
+        self._inputs = inputs = []
+        shapes: list[tuple[Size, ...] | None] = []
+        integers: list[object] = []
+        for slot, value in enumerate(node.inputs):
+            exprs: Sequence[Expr] | None = None
+            shape: tuple[Size, ...] | None = None
+            tensor = None if value is None else constant_tensor(value)
+            if value is None:
+                pass
+            elif tensor is None:
+                exprs = axes.raw(node, slot)
+                shape = None if exprs is None else tuple([current_size(expr) for expr in exprs])
+            else:
+                shape, label = tensor.shape.numpy(), value.name or ""
+                exprs = [fresh(dim, label) for dim in shape]
+                axes.set_use(node, slot, exprs)
+                if axes.entries(value) is None:
+                    track_constant(value, axes)
+            inputs.append(exprs)
+            shapes.append(shape)
+            entries = axes.entries(value)
+            if entries is not None:
+                integers.append((slot, tuple([entry.size for entry in entries])))
+        return tuple(shapes), tuple(integers)
+
+    def _close_inputs(self, unmentioned: Pairs) -> None:
         """Freeze input axes that the rule did not mention."""
         assert self._node is not None
-        for slot, exprs in enumerate(self._inputs):
-            if exprs is None or all(self._mentioned[slot]):
-                continue
-            for axis, expr in enumerate(exprs):
-                if expr and not self._mentioned[slot][axis]:
-                    text = f"{op_key(self._node)} says nothing about axis {axis} of input {slot}"
-                    self._solver.freeze(expr, Reason(text, self._name))
+        for slot, axis in unmentioned:
+            exprs = self._inputs[slot]
+            if exprs is not None and exprs[axis]:
+                text = f"{op_key(self._node)} says nothing about axis {axis} of input {slot}"
+                self._solver.freeze(exprs[axis], Reason(text, self._name))
 
-    def _carry_positions(self, node: ir.Node, relations: Iterable[Relation]) -> None:
+    def _carry_positions(self, node: ir.Node, read: frozenset[int]) -> None:
         """Positions of an axis go through moves; any other reader freezes the axis."""
-        read = {relation.slot for relation in relations if isinstance(relation, ReadAt)}
         for slot, value in enumerate(node.inputs):
             axis = self._axes.positions(value)
             if axis is None or slot in read:
@@ -273,21 +320,10 @@ class _Walk:
             self._solver.unify(present, expr, self._name)
 
     def _execute(self, relation: Relation) -> None:
-        if isinstance(relation, Same):  # most of them are
-            self._same(relation.ports)
-            return
-        for slot, axis in _ports(relation):
-            if slot >= 0 and axis < len(self._mentioned[slot]):
-                self._mentioned[slot][axis] = True
         if isinstance(relation, Fresh):
             self._put(relation.port, self._fresh(relation.port, relation.size))
         elif not isinstance(relation, Unread):
             self._executors[type(relation)](relation)
-
-    def _fold(self, relation: Fold) -> None:
-        self._same(relation.ports)
-        assert self._node is not None
-        self._axes.folds.append(FoldUse(self._node, relation.ports, relation.neutral))
 
     def _sum(self, relation: Sum) -> None:
         self._put(relation.port, concatenation([self._known(part) for part in relation.parts]))
@@ -295,27 +331,26 @@ class _Walk:
     def _frozen(self, relation: Frozen) -> None:
         self._solver.freeze(self._known(relation.port), Reason(relation.reason, self._name))
 
-    def _same(self, ports: tuple[Port, ...]) -> None:
+    def _same(self, inputs: Pairs, outputs: Pairs) -> None:
         base: Expr | None = None
-        for port in ports:  # inputs come before outputs in every rule
-            slot, axis = port
-            present: Expr | None
-            if slot >= 0:
-                exprs = self._inputs[slot]
-                if exprs is None:
-                    continue  # an input of unknown rank
-                present = exprs[axis]
-                self._mentioned[slot][axis] = True
-            else:
-                present = self._outputs[~slot][axis]
-            if present is None:
-                if base is None:
-                    base = self._fresh(port, None)
-                self._outputs[~slot][axis] = base
-            elif base is None:
+        for slot, axis in inputs:
+            exprs = self._inputs[slot]
+            assert exprs is not None
+            present = exprs[axis]
+            if base is None:
                 base = present
             elif present is not base:
                 self._solver.unify(base, present, self._name)
+        for i, axis in outputs:
+            made = self._outputs[i][axis]
+            if made is None:
+                if base is None:
+                    base = self._fresh(Port(~i, axis), None)
+                self._outputs[i][axis] = base
+            elif base is None:
+                base = made
+            elif made is not base:
+                self._solver.unify(base, made, self._name)
 
     def _known(self, port: Port) -> Expr:
         expr = self._get(port)
@@ -446,21 +481,9 @@ def _is_single_position(expr: Expr, position: int) -> bool:
     return False
 
 
-def _blank(value: ir.Value, output: int, relations: Iterable[Relation]) -> list[Expr | None]:
-    """Output axes before any relation: as many as declared, or as the relations name."""
-    if value.shape is not None:
-        return [None] * len(value.shape)
-    named = [axis for relation in relations for slot, axis in _ports(relation) if slot == ~output]
-    return [None] * (max(named) + 1 if named else 0)
-
-
-def _ports(relation: tuple[object, ...]) -> Iterator[Port]:
-    """Yield the ports that a relation names."""
-    for item in relation:
-        if isinstance(item, Port):
-            yield item
-        elif isinstance(item, tuple):
-            yield from _ports(item)
+def _declared_ranks(node: ir.Node) -> tuple[int, ...]:
+    """Number of axes per output that the file declares, -1 where it says nothing."""
+    return tuple([-1 if v.shape is None else len(v.shape) for v in node.outputs])
 
 
 def _has_no_subgraph(node: ir.Node) -> bool:

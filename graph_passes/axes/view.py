@@ -16,9 +16,12 @@ _MADE_UP = re.compile(r"^(unk__\d+|[su]\d+|.*:\d+|\(.*\))$")
 
 
 class View:
-    """One node for the eyes of its rule; output axes are known only by declared shape."""
+    """One node for the eyes of its rule; output axes are known only by declared shape.
 
-    __slots__ = ("_axes", "_inputs", "_shapes", "node", "opset")
+    Of ``node`` itself a rule reads the op, the attributes and how many outputs there are.
+    """
+
+    __slots__ = ("_axes", "_inputs", "_shapes", "is_particular", "node", "opset")
 
     def __init__(
         self, node: ir.Node, axes: AxisMap, inputs: Sequence[Sequence[Expr] | None], opset: int
@@ -28,6 +31,8 @@ class View:
         self._axes = axes
         self._inputs = inputs
         self._shapes: dict[int, tuple[Size, ...] | None] = {}
+        self.is_particular = False
+        """Something was read that nodes of equal attributes and input sizes may differ in."""
 
     @classmethod
     def of(cls, node: ir.Node, axes: AxisMap, opset: int = 20) -> View:
@@ -49,6 +54,7 @@ class View:
     def shape(self, slot: int) -> tuple[Size, ...] | None:
         """Return the sizes of an input, or the declared ones of output ``~slot``."""
         if slot < 0:
+            self.is_particular = True
             return declared_shape(self.node.outputs[~slot])
         if slot not in self._shapes:
             exprs = self._inputs[slot] if slot < len(self._inputs) else None
@@ -58,6 +64,7 @@ class View:
 
     def constant(self, slot: int) -> np.ndarray | None:
         """Return the array of a constant input, None where it is computed or absent."""
+        self.is_particular = True
         return constant(self.node.inputs[slot]) if self.has(slot) else None
 
     def ints(self, slot: int) -> tuple[Size, ...] | None:
@@ -67,6 +74,7 @@ class View:
 
     def holds_positions(self, slot: int) -> bool:
         """Tell whether an input holds positions of some axis."""
+        self.is_particular = True
         return self.has(slot) and self._axes.positions(self.node.inputs[slot]) is not None
 
     def integer(self, name: str, default: int) -> int:
