@@ -1,9 +1,21 @@
 """Importance criteria, one file each; importing this package registers them all."""
 
 from secateur.calibration.importance import (  # noqa: F401 - registration
+    apoz,
+    bn_scale,
+    cfsp,
+    flap,
+    fpgm,
+    gradients,
+    lamp,
     magnitude,
+    obd,
+    obspa,
     output_norm,
     random,
+    spatten,
+    tyr,
+    wanda,
 )
 from secateur.calibration.importance.core import (
     CRITERIA,

@@ -12,11 +12,28 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.calibration.importance.core import CRITERIA, Context, Scores
+from secateur.calibration.importance.gathered import by_unit, readings
+from secateur.calibration.importance.wanda import moments
+from secateur.graph_passes.groups import Group
+
 Vector: TypeAlias = NDArray[np.float64]
 Distance = Literal["angular", "cosine", "mse", "mae"]
 
 _SCALE = 1e4
 """Published divisor; it fits sums of importance over 131072 tokens."""
+
+
+@CRITERIA.register("cfsp")
+def cfsp(group: Group, context: Context) -> Scores:
+    """Root mean over samples of a feature's squared length, summed over the unit's features.
+
+    What the published default comes to: its column-normalised weights cancel.
+    """
+    total = np.zeros(group.size)
+    for place, sums in readings(group, context, moments):
+        total = total + by_unit(np.sqrt(sums.square / sums.n_samples), place, group)
+    return total
 
 
 def block_importance(
@@ -89,4 +106,4 @@ def keep_channels(scores: Vector, keep: float, multiple: int = 1) -> NDArray[np.
     return kept
 
 
-__all__ = ["activity", "block_importance", "channel_scores", "keep_channels", "keep_ratios"]
+__all__ = ["activity", "block_importance", "cfsp", "channel_scores", "keep_channels", "keep_ratios"]

@@ -43,9 +43,11 @@ class Context:
     data: Batches = ()
     """Batches of input arrays; read once."""
     seed: int = 0
-    gathered: dict[str, Scores] = field(default_factory=dict)
-    """Scores by group name that a pass over the data has already given."""
+    gathered: dict[str, Any] = field(default_factory=dict)
+    """What a pass over the data has already given, by the name of what was gathered."""
     scoring: Scoring = field(default_factory=Scoring)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Handed in from training, by parameter name: gradients, ``NAME@fisher``, ..."""
 
 
 Criterion: TypeAlias = Callable[[Group, Context], Scores]

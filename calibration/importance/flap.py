@@ -7,48 +7,53 @@ statistics as in CASIA-IVA-Lab/FLAP.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.calibration.importance.core import CRITERIA, Context, Scores
+from secateur.calibration.importance.gathered import by_unit, readings
+from secateur.calibration.statistics.moments import Fluctuation
+from secateur.calibration.statistics.places import Place
+from secateur.errors import BadInputError
+from secateur.graph_passes.groups import Group
+
 Vector: TypeAlias = NDArray[np.float64]
 Metric = Literal["IFV", "WIFV", "WIFN"]
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureStatistics:
-    """Running statistics of a layer's input features, each (in,)."""
+@CRITERIA.register("flap")
+def flap(group: Group, context: Context) -> Scores:
+    """Fluctuation of the unit's features times the squared weights that read them, standardised.
 
-    mean: Vector
-    fluctuation: Vector
-    """Squared distance from the running mean, per sequence; the first adds nothing."""
-    square: Vector
-    """Mean over sequences of the squared length over tokens."""
+    The metric of heads is squared first, as published, and averaged over a head's features. Rank
+    with scope ``global`` and normalise ``none``: the scores of all layers compare as they are.
 
-
-def feature_statistics(sequences: Iterable[NDArray[Any]]) -> FeatureStatistics:
-    """Gather statistics over (T, in) inputs, one sequence at a time.
-
-    The fluctuation is measured from the mean *after* the sequence was added, and divided by
-    sequences rather than tokens: the published code's rule, not Welford's.
+    Raises:
+        BadInputError: fewer than two samples, or features that never change.
     """
-    mean = fluctuation = square = np.zeros(0)
-    for k, raw in enumerate(sequences):
-        rows = np.asarray(raw, dtype=np.float64)
-        if k == 0:
-            mean = fluctuation = square = np.zeros(rows.shape[1])
-        mean = mean * k / (k + 1) + rows.mean(axis=0) / (k + 1)
-        square = square * k / (k + 1) + np.square(rows).sum(axis=0) / (k + 1)
-        if k:
-            distance = np.square(rows - mean).sum(axis=0)
-            fluctuation = fluctuation * (k - 1) / k + distance / (k + 1)
-    return FeatureStatistics(mean, fluctuation, square)
+    total = np.zeros(group.size)
+    for place, found in readings(group, context, _fluctuation, at_least=2):
+        if not found.fluctuation.any():
+            raise BadInputError(
+                "no feature changes over the data", where=place.value, wanted="samples that differ"
+            )
+        weight = np.square(place.matrix()).sum(axis=0)
+        by_feature = weight.reshape(len(found.fluctuation), -1).sum(axis=1)
+        metric = found.fluctuation * by_feature
+        scores = standardised(metric**2 if group.role == "heads" else metric)
+        widths = by_unit(np.ones(len(scores)), place, group)
+        total = total + by_unit(scores, place, group) / widths
+    return total
 
 
-def feature_metric(found: FeatureStatistics, weight: NDArray[Any], metric: Metric) -> Vector:
+def _fluctuation(place: Place, group: Group) -> Fluctuation:
+    del place, group
+    return Fluctuation()
+
+
+def feature_metric(found: Fluctuation, weight: NDArray[Any], metric: Metric) -> Vector:
     """Score input features by statistics and the (out, in) weight that reads them."""
     w = np.asarray(weight, dtype=np.float64)
     if metric == "IFV":
@@ -78,7 +83,7 @@ def keep_globally(scores: Vector, costs: Vector, ratio: float) -> NDArray[np.boo
     return kept
 
 
-def compensation(found: FeatureStatistics, weight: NDArray[Any], kept: NDArray[np.bool_]) -> Vector:
+def compensation(found: Fluctuation, weight: NDArray[Any], kept: NDArray[np.bool_]) -> Vector:
     """Bias (out,) that stands in for the mean of the removed features."""
     w = np.asarray(weight, dtype=np.float64)
     bias: Vector = w[:, ~kept] @ found.mean[~kept]
@@ -86,10 +91,9 @@ def compensation(found: FeatureStatistics, weight: NDArray[Any], kept: NDArray[n
 
 
 __all__ = [
-    "FeatureStatistics",
     "compensation",
     "feature_metric",
-    "feature_statistics",
+    "flap",
     "keep_globally",
     "standardised",
 ]

@@ -13,7 +13,7 @@ import numpy as np
 
 from secateur.calibration.importance.aggregation import aggregate
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
-from secateur.calibration.importance.units import sum_by_unit, units
+from secateur.calibration.units import sum_by_unit, units
 from secateur.errors import BadInputError
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.groups import Group, WeightUse
@@ -33,13 +33,13 @@ _STATISTICS = {"BatchNormalization": (3, 4)}
 @CRITERIA.register("l1")
 def l1(group: Group, context: Context) -> Scores:
     """Sum of absolute weights of the unit in each weight of the group, aggregated."""
-    return aggregate(rows(group, _counted(group, context), np.abs), context.scoring.aggregate)
+    return aggregate(rows(group, counted(group, context), np.abs), context.scoring.aggregate)
 
 
 @CRITERIA.register("l2")
 def l2(group: Group, context: Context) -> Scores:
     """Sum of squared weights of the unit in each weight of the group, aggregated; no root."""
-    return aggregate(rows(group, _counted(group, context), np.square), context.scoring.aggregate)
+    return aggregate(rows(group, counted(group, context), np.square), context.scoring.aggregate)
 
 
 @CRITERIA.register("group_norm")
@@ -59,7 +59,7 @@ def rows(group: Group, uses: Iterable[WeightUse], measure: Callable[[Scores], Sc
     return np.stack(found)
 
 
-def _counted(group: Group, context: Context) -> list[WeightUse]:
+def counted(group: Group, context: Context) -> list[WeightUse]:
     """Uses that say how large a unit is: each axis once, no statistics, biases where asked.
 
     A group of biases alone (a learned position) is measured by them.
@@ -102,4 +102,4 @@ def weight(use: WeightUse) -> Scores:
     return array
 
 
-__all__ = ["group_norm", "is_bias", "l1", "l2", "rows", "weight"]
+__all__ = ["counted", "group_norm", "is_bias", "l1", "l2", "rows", "weight"]

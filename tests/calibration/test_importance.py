@@ -10,7 +10,7 @@ from tests.parity import tiny
 from torch import nn
 
 from secateur.calibration.importance import CRITERIA, Context, rank
-from secateur.calibration.importance.units import sum_by_unit, units
+from secateur.calibration.units import sum_by_unit, units
 from secateur.errors import BadInputError
 from secateur.graph_passes.axes import Atom, Sum, indices
 from secateur.graph_passes.groups import Analysis, analyse
@@ -136,11 +136,13 @@ def test_nan_in_a_weight_names_the_parameter(net: nn.Module, model: ir.Model) ->
         scores(analyse(broken), "l2", "ffn")
 
 
-def test_nan_in_an_activation_names_the_group(analysis: Analysis, model: ir.Model) -> None:
+def test_nan_in_an_activation_names_the_weight_that_reads_it(
+    analysis: Analysis, model: ir.Model
+) -> None:
     broken = model.clone()
     value = next(v for v in broken.graph.initializers.values() if v.shape.numpy() == (40, 16))
     value.const_value = ir.tensor(np.full((40, 16), np.nan, np.float32), name=value.name)
-    with pytest.raises(BadInputError, match=r"FFN of layers\.0"):
+    with pytest.raises(BadInputError, match=r"read by layers\.0\.down"):
         scores(analyse(broken), "output_norm", "ffn", data=[BATCH])
 
 

@@ -77,7 +77,10 @@ def _targets() -> dict[str, str]:
 def _criteria() -> list[Method]:
     from secateur.calibration.importance import CRITERIA
 
-    return [Method(name, _first_line(entry), _source(entry)) for name, entry in CRITERIA.items()]
+    return [
+        Method(name, (inspect.getdoc(entry) or "").split("\n")[0], _source(entry))
+        for name, entry in CRITERIA.items()
+    ]
 
 
 def _selectors() -> list[Method]:

@@ -7,10 +7,10 @@ import numpy as np
 from secateur.calibration.importance.flap import (
     compensation,
     feature_metric,
-    feature_statistics,
     keep_globally,
     standardised,
 )
+from secateur.calibration.statistics.moments import Fluctuation
 
 _HEAD_COST = 170
 """512 / 3 as the published code's integer tensor holds it."""
@@ -23,7 +23,8 @@ def check(case) -> None:
     for layer in range(n_layers):
         for name, path in (("o_proj", "self_attn.o_proj"), ("down_proj", "mlp.down_proj")):
             key = f"L{layer}_{name}"
-            found[key] = feature_statistics(arrays[f"{key}_in"])
+            found[key] = Fluctuation()
+            found[key].add(arrays[f"{key}_in"])
             weights[key] = arrays[f"dense__model.layers.{layer}.{path}.weight"]
             metrics[key] = feature_metric(found[key], weights[key], case.text("metric"))
             np.testing.assert_allclose(found[key].mean, arrays[f"{key}_mean"], atol=1e-5)

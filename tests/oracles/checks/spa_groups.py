@@ -2,7 +2,7 @@
 
 The published code has a row per convolution, linear and batch-norm *weight* slice, none for
 biases, statistics and depthwise kernels; which rows there are is said here, everything else is
-the product's. Taylor and SNIP arrays need gradients and belong to calibration.
+the product's. Taylor and SNIP take the gradients of the case, by parameter name.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from secateur.calibration.importance import gradients
 from secateur.calibration.importance.aggregation import aggregate, normalise
 from secateur.calibration.importance.magnitude import rows
-from secateur.calibration.importance.units import units
+from secateur.calibration.statistics.handed_in import HandedIn
+from secateur.calibration.units import units
 from secateur.export.onnx_file import from_onnx
-from secateur.graph_passes.groups import Analysis, Group, analyse
+from secateur.graph_passes.groups import Analysis, Group, WeightUse, analyse
 from secateur.graph_passes.plan import make_plan
 from secateur.graph_passes.removal import remove
 
@@ -69,6 +71,7 @@ def check(case) -> None:
     _close(_run(model, case.arrays["x"]), case.arrays["y"], "the output of the whole network")
     for number, match in enumerate(matches):
         _check_scores(match, f"g{number}", case.arrays)
+        _check_gradient_scores(match, f"g{number}", model, case.arrays)
     keep = {
         match.group.name: _kept(match, f"g{number}", case.arrays)
         for number, match in enumerate(matches)
@@ -126,16 +129,38 @@ def _check_scores(match: Match, prefix: str, arrays: dict[str, np.ndarray]) -> N
                 _close(got, arrays[name], name)
 
 
+def _check_gradient_scores(
+    match: Match, prefix: str, model: ir.Model, arrays: dict[str, np.ndarray]
+) -> None:
+    given = HandedIn(
+        model, {k.removeprefix("grad__"): v for k, v in arrays.items() if k.startswith("grad__")}
+    )
+    rules = {
+        "taylor_mv0_sum_sum": (gradients.absolute_flow, "sum"),
+        "taylor_mv1_sum_sum": (gradients.joint_flow, "sum"),
+        "snip_absnorm_sum": (gradients.flow_length, "none"),
+    }
+    for name, (rule, normaliser) in rules.items():
+        if f"{prefix}__{name}" not in arrays and prefix != "g0":
+            continue  # the published SNIP fails where rows differ in length (flattened inputs)
+        found = np.stack([rule(use, given, match.group) for use in _scored(match)])
+        got = normalise(found[:, match.order].sum(0), normaliser)
+        _close(got, arrays[f"{prefix}__{name}"], f"{prefix}__{name}")
+
+
 def _rows(match: Match, power: int) -> np.ndarray:
     """(members, units): sum |w|^p of each weight slice, in the published order of both."""
+    return rows(match.group, _scored(match), _POWERS[power])[:, match.order]
+
+
+def _scored(match: Match) -> list[WeightUse]:
     uses = {(use.parameter, use.axis): use for use in match.group.weights}
-    scored = [
+    return [
         uses[f"{member.layer}.weight", member.axis]
         for member in match.members
         # the published code drops rows of another length (flattened inputs)
         if member.is_scored and len(member.channels) == len(match.order)
     ]
-    return rows(match.group, scored, _POWERS[power])[:, match.order]
 
 
 def _kept(match: Match, prefix: str, arrays: dict[str, np.ndarray]) -> tuple[int, ...]:
