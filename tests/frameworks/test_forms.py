@@ -15,18 +15,10 @@ from tests.frameworks.halving import (
     assert_equal_to_masked,
     halve,
 )
-from tests.laws.small_models import network
+from tests.laws.small_models import MLP, network
 
 from secateur.export.onnx_file import from_onnx, save
 
-_MLP = """
-mlp (float[batch, 4] x) => (float[batch, 3] y) {
-    a = MatMul(x, w1)
-    b = Add(a, b1)
-    c = Relu(b)
-    y = MatMul(c, w2)
-}
-"""
 _WEIGHTS = {"w1": (4, 12), "b1": (12,), "w2": (12, 3)}
 
 
@@ -39,7 +31,7 @@ def _images(dtype: type = np.float32) -> dict[str, np.ndarray]:
 
 
 def _mlp() -> onnx.ModelProto:
-    return ir.to_proto(network(_MLP, _WEIGHTS))
+    return ir.to_proto(network(MLP, _WEIGHTS))
 
 
 def _opened(proto: onnx.ModelProto, folder: Path) -> ir.Model:
@@ -75,7 +67,7 @@ def test_weights_as_constant_nodes_are_cut(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_also_inputs_are_cut_as_before_ir_version_4(tmp_path: Path) -> None:
-    proto = ir.to_proto(network(_MLP, _WEIGHTS, opset=11))
+    proto = ir.to_proto(network(MLP, _WEIGHTS, opset=11))
     proto.ir_version = 3
     for tensor in proto.graph.initializer:
         proto.graph.input.append(
@@ -90,7 +82,7 @@ def test_weights_that_are_also_inputs_are_cut_as_before_ir_version_4(tmp_path: P
 def test_a_file_in_half_precision_stays_in_half_precision(tmp_path: Path) -> None:
     weights = {name: np.random.default_rng(0).normal(size=shape).astype(np.float16)
                for name, shape in _WEIGHTS.items()}  # fmt: skip
-    halved = halve(network(_MLP.replace("float[", "float16["), {}, weights))
+    halved = halve(network(MLP.replace("float[", "float16["), {}, weights))
     kinds = {value.dtype for value in halved.small.graph.initializers.values()}
     assert kinds == {ir.DataType.FLOAT16}
     assert_equal_to_masked(halved, {"x": _table()["x"].astype(np.float16)}, HALF_BOUND)

@@ -20,6 +20,30 @@ from secateur.graph_passes.removal import remove
 Shapes = Mapping[str, Sequence[int]]
 _HEADER = '<ir_version: 10, opset_import: ["" : {opset}, "com.microsoft" : 1, "local" : 1]>\n'
 
+MLP = """
+mlp (float[batch, 4] x) => (float[batch, 3] y) {
+    a = MatMul(x, w1)
+    b = Add(a, b1)
+    c = Relu(b)
+    y = MatMul(c, w2)
+}
+"""
+MLP_WEIGHTS = {"w1": (4, 6), "b1": (6,), "w2": (6, 3)}
+
+TWINS = """
+twins (float[batch, 4] x) => (float[batch, 4] y) {
+    a = MatMul(x, w1)
+    b = Add(a, shared)
+    c = Tanh(b)
+    d = MatMul(c, w2)
+    e = MatMul(d, w3)
+    f = Add(e, shared)
+    g = Tanh(f)
+    y = MatMul(g, w4)
+}
+"""
+TWIN_WEIGHTS = {"w1": (4, 6), "w2": (6, 4), "w3": (4, 6), "w4": (6, 4), "shared": (6,)}
+
 
 def network(text: str, weights: Shapes, constants: Mapping[str, object] | None = None,
             opset: int = 20) -> ir.Model:  # fmt: skip

@@ -8,22 +8,23 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from tests.laws.small_models import cut, digest, group_of, network, run, shapes
+from tests.laws.small_models import (
+    MLP,
+    MLP_WEIGHTS,
+    TWIN_WEIGHTS,
+    TWINS,
+    cut,
+    digest,
+    group_of,
+    network,
+    run,
+    shapes,
+)
 
 from secateur.errors import BadInputError
 from secateur.graph_passes.groups import analyse
 from secateur.graph_passes.plan import make_plan
 from secateur.graph_passes.removal import remove
-
-MLP = """
-mlp (float[batch, 4] x) => (float[batch, 3] y) {
-    a = MatMul(x, w1)
-    b = Add(a, b1)
-    c = Relu(b)
-    y = MatMul(c, w2)
-}
-"""
-MLP_WEIGHTS = {"w1": (4, 6), "b1": (6,), "w2": (6, 3)}
 
 
 def test_a_hidden_unit_goes_from_every_weight_that_holds_it() -> None:
@@ -55,20 +56,6 @@ def test_a_second_removal_goes_on_from_the_first() -> None:
 
 
 # --- shared initialisers -----------------------------------------------------------------
-
-TWINS = """
-twins (float[batch, 4] x) => (float[batch, 4] y) {
-    a = MatMul(x, w1)
-    b = Add(a, shared)
-    c = Tanh(b)
-    d = MatMul(c, w2)
-    e = MatMul(d, w3)
-    f = Add(e, shared)
-    g = Tanh(f)
-    y = MatMul(g, w4)
-}
-"""
-TWIN_WEIGHTS = {"w1": (4, 6), "w2": (6, 4), "w3": (4, 6), "w4": (6, 4), "shared": (6,)}
 
 
 def test_a_shared_tensor_is_split_where_its_uses_are_cut_differently() -> None:

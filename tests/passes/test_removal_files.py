@@ -7,39 +7,25 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from tests.laws.small_models import cut, group_of, network, shapes
+from tests.laws.small_models import (
+    MLP,
+    MLP_WEIGHTS,
+    TWIN_WEIGHTS,
+    TWINS,
+    cut,
+    group_of,
+    network,
+    shapes,
+)
 
 from secateur.graph_passes.groups import analyse
 from secateur.graph_passes.names import parameter_name
 from secateur.graph_passes.plan import make_plan
 from secateur.graph_passes.removal import remove
 
-_MLP = """
-mlp (float[batch, 4] x) => (float[batch, 3] y) {
-    a = MatMul(x, w1)
-    b = Add(a, b1)
-    c = Relu(b)
-    y = MatMul(c, w2)
-}
-"""
-_WEIGHTS = {"w1": (4, 6), "b1": (6,), "w2": (6, 3)}
-_TWINS = """
-twins (float[batch, 4] x) => (float[batch, 4] y) {
-    a = MatMul(x, w1)
-    b = Add(a, shared)
-    c = Tanh(b)
-    d = MatMul(c, w2)
-    e = MatMul(d, w3)
-    f = Add(e, shared)
-    g = Tanh(f)
-    y = MatMul(g, w4)
-}
-"""
-_TWIN_WEIGHTS = {"w1": (4, 6), "w2": (6, 4), "w3": (4, 6), "w4": (6, 4), "shared": (6,)}
-
 
 def test_a_split_off_copy_keeps_the_name_of_its_parameter() -> None:
-    model = network(_TWINS, _TWIN_WEIGHTS)
+    model = network(TWINS, TWIN_WEIGHTS)
     recorded = {"shared": {"name": "layers.0.bias", "transpose": None}}
     model.metadata_props["secateur.parameters"] = json.dumps(recorded)
     smaller = cut(model, {("w3", 1): (1, 2, 3, 5)})
@@ -48,7 +34,7 @@ def test_a_split_off_copy_keeps_the_name_of_its_parameter() -> None:
 
 
 def test_weights_that_are_also_graph_inputs_are_cut() -> None:
-    model = network(_MLP, _WEIGHTS)
+    model = network(MLP, MLP_WEIGHTS)
     for value in model.graph.initializers.values():
         model.graph.inputs.append(value)
     analysis = analyse(model)
@@ -77,7 +63,7 @@ def test_the_body_of_a_function_is_cut() -> None:
 
 
 def test_external_data_is_read_only_when_the_result_is_saved(tmp_path: Path) -> None:
-    model = network(_MLP, {"w1": (4, 600), "b1": (600,), "w2": (600, 3)})
+    model = network(MLP, {"w1": (4, 600), "b1": (600,), "w2": (600, 3)})
     ir.save(model, tmp_path / "dense.onnx", external_data="dense.data")
     before = (tmp_path / "dense.data").read_bytes()
     loaded = ir.load(tmp_path / "dense.onnx")
@@ -91,5 +77,5 @@ def test_external_data_is_read_only_when_the_result_is_saved(tmp_path: Path) -> 
 
 
 def test_a_log_softmax_over_cut_units_is_proven_too() -> None:
-    text = _MLP.replace("Relu(b)", "LogSoftmax <axis = -1> (b)")
-    cut(network(text, _WEIGHTS), {("w1", 1): (0, 2, 5)})
+    text = MLP.replace("Relu(b)", "LogSoftmax <axis = -1> (b)")
+    cut(network(text, MLP_WEIGHTS), {("w1", 1): (0, 2, 5)})
