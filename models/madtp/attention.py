@@ -53,7 +53,7 @@ def attend(
         visible: the keys that count.
         dropout: applied to the probabilities on their way to the output.
     """
-    logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    logits = (query / math.sqrt(query.shape[-1])) @ key.transpose(-1, -2)
     if visible.mask is not None:
         logits = logits.masked_fill(~visible.mask[:, None, None, :], MASKED)
     if visible.causal:

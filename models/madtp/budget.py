@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -44,7 +45,21 @@ class Scheduled:
     """() or (1,) int64."""
 
 
-Budget = Adaptive | Scheduled
+@dataclass(frozen=True, slots=True)
+class Relative:
+    """Keep the tokens whose importance is above ``factor`` times the mean, at least one."""
+
+    factor: float
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Keep this share of every sample's tokens, rounded up."""
+
+    keep: float
+
+
+Budget = Adaptive | Scheduled | Relative | Share
 
 
 def threshold(
@@ -67,26 +82,41 @@ def threshold(
 
 
 def kept_counts(
-    scores: Tensor, importance: Tensor, budget: Budget, *, alive: Tensor
+    scores: Tensor | None, importance: Tensor, budget: Budget, *, alive: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return how many tokens each sample keeps and how many it has, both (B,) int64.
 
     Position 0 is not counted. Both are equal where the layer does not prune: too few would
     stay, or at most one would go. A token whose importance equals the threshold goes.
+
+    Args:
+        scores: (B, L, T) concept scores; only an adaptive budget reads them.
+        importance: (B, L).
+        budget: the rule.
+        alive: (B or 1, L) bool, the tokens that count.
     """
     available = alive.sum(dim=1).expand(importance.shape[0])
+    floor = torch.zeros_like(available)
     if isinstance(budget, Scheduled):
-        count, floor = budget.count.reshape(1), torch.zeros_like(available)
+        count = budget.count.reshape(1)
+    elif isinstance(budget, Share):
+        count = (available * budget.keep).ceil().long()
+    elif isinstance(budget, Relative):
+        mean = importance.sum(dim=1) / available.clamp(min=1)
+        count = _above(importance, budget.factor * mean, alive).clamp(min=1)
     else:
-        lowest = threshold(scores, importance, budget.temperature, alive=alive)
-        count = ((importance > lowest[:, None]) & alive).sum(dim=1)
-        count = count.amax(dim=0, keepdim=True) if budget.coupled else count
-        floor = torch.zeros_like(available) + budget.floor
-        floor = floor.amax(dim=0, keepdim=True) if budget.coupled else floor
+        lowest = threshold(cast("Tensor", scores), importance, budget.temperature, alive=alive)
+        count, floor = _above(importance, lowest, alive), floor + budget.floor
+        if budget.coupled:
+            count, floor = count.amax(dim=0, keepdim=True), floor.amax(dim=0, keepdim=True)
     prunes = (count > floor) & (available - count > 1)
     return torch.where(prunes, count, available), available
 
 
+def _above(importance: Tensor, lowest: Tensor, alive: Tensor) -> Tensor:
+    return ((importance > lowest[:, None]) & alive).sum(dim=1)
+
+
 _LOWEST = torch.finfo(torch.float32).min
 
-__all__ = ["Adaptive", "Budget", "Scheduled", "kept_counts", "threshold"]
+__all__ = ["Adaptive", "Budget", "Relative", "Scheduled", "Share", "kept_counts", "threshold"]

@@ -36,8 +36,8 @@ class Tokens:
 class Evidence:
     """What a layer knows of its tokens."""
 
-    scores: Tensor
-    """(B, L, T) concept scores."""
+    scores: Tensor | None
+    """(B, L, T) concept scores; None where no threshold needs them."""
     importance: Tensor
     """(B, L)."""
     alive: Tensor

@@ -1,6 +1,6 @@
 """An NLVR2-like task of real handwriting: is a sentence true of two images of digits?
 
-Every image is a 4 x 4 grid whose cells are empty or hold one handwritten digit of 8 x 8 points.
+Every image is a 6 x 6 grid whose cells are empty or hold one handwritten digit of 8 x 8 points.
 Training and test images use different handwritten digits. Half of the sentences are true,
 within every kind of sentence.
 
@@ -21,13 +21,16 @@ from torch import Tensor
 
 from secateur.errors import BadInputError
 
-GRID, CELL, BRIGHTEST = 4, 8, 16
+GRID, CELL, BRIGHTEST = 6, 8, 16
 WORDS = ("zeros", "ones", "twos", "threes", "fours", "fives", "sixes", "sevens", "eights", "nines")
 LENGTH = 12
 """Tokens of a padded sentence."""
 
-Counts = NDArray[np.int64]
-"""(2, 10), how often each digit is in the left and in the right image."""
+EMPTY = 10
+"""The class of a cell without a digit."""
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +38,16 @@ class _Kind:
     """A kind of sentence: its text with a digit in it, and when it is true."""
 
     text: str
-    is_true: Callable[[Counts, int], bool]
+    is_true: Callable[[IntArray, IntArray], BoolArray]
+    """Of how often (n,) the digit is in the left and in the right images."""
 
 
 _KINDS = (
-    _Kind("the left image shows more {} than the right", lambda n, d: bool(n[0, d] > n[1, d])),
-    _Kind("the right image shows more {} than the left", lambda n, d: bool(n[1, d] > n[0, d])),
-    _Kind("both images show {}", lambda n, d: bool(n[0, d] and n[1, d])),
-    _Kind("only the left image shows {}", lambda n, d: bool(n[0, d] and not n[1, d])),
-    _Kind("only the right image shows {}", lambda n, d: bool(n[1, d] and not n[0, d])),
+    _Kind("the left image shows more {} than the right", lambda left, right: left > right),
+    _Kind("the right image shows more {} than the left", lambda left, right: right > left),
+    _Kind("both images show {}", lambda left, right: (left > 0) & (right > 0)),
+    _Kind("only the left image shows {}", lambda left, right: (left > 0) & (right == 0)),
+    _Kind("only the right image shows {}", lambda left, right: (right > 0) & (left == 0)),
 )
 VOCABULARY = (
     "[PAD]",
@@ -59,14 +63,16 @@ class Examples:
     """Pairs of images, sentences, answers."""
 
     pixels: NDArray[np.uint8]
-    """(n, 2, 32, 32), 0 to 16."""
-    input_ids: NDArray[np.int64]
+    """(n, 2, 48, 48), 0 to 16."""
+    input_ids: IntArray
     """(n, 12), positions in ``VOCABULARY``."""
-    labels: NDArray[np.int64]
+    labels: IntArray
     """(n,), 1 where the sentence is true."""
+    cells: IntArray
+    """(n, 2, 36), which digit every cell holds, row by row; ``EMPTY`` for none."""
 
     def inputs(self, which: slice | Tensor) -> dict[str, Tensor]:
-        """What ``BlipNlvr`` takes: pixels (B, 2, 3, 32, 32) from -1 to 1, ids, mask."""
+        """What ``BlipNlvr`` takes: pixels (B, 2, 3, 48, 48) from -1 to 1, ids, mask."""
         pixels = torch.from_numpy(self.pixels)[which].float() / (BRIGHTEST / 2) - 1
         ids = torch.from_numpy(self.input_ids)[which]
         return {
@@ -95,15 +101,19 @@ def make_examples(count: int, split: Literal["train", "test"], *, seed: int) -> 
     """
     if count < 2 or count % 2:
         raise BadInputError("answers cannot be balanced", got=str(count), wanted="an even count")
-    glyphs = _glyphs(split)
     rng = np.random.default_rng([seed, split == "test"])
-    made = [_example(rng, glyphs, i) for i in range(count)]
-    order = rng.permutation(count)
-    return Examples(
-        np.stack([pixels for pixels, _, _ in made])[order],
-        np.stack([ids for _, ids, _ in made])[order],
-        np.array([label for _, _, label in made], dtype=np.int64)[order],
+    number = np.arange(count)
+    asked = rng.integers(10, size=count)
+    kind, answer = number // 2 % len(_KINDS), number % 2 == 0
+    cells = _drawn(rng, asked)
+    while (wrong := np.flatnonzero(_truth(cells, asked, kind) != answer)).size:
+        cells[wrong] = _drawn(rng, asked[wrong])
+    ids = np.stack(
+        [_tokens(_KINDS[k].text.format(WORDS[d])) for k, d in zip(kind, asked, strict=True)]
     )
+    order = rng.permutation(count)
+    pixels = _painted(rng, _glyphs(split), cells[order])
+    return Examples(pixels, ids[order], answer[order].astype(np.int64), cells[order])
 
 
 def _glyphs(split: Literal["train", "test"]) -> tuple[NDArray[np.uint8], ...]:
@@ -123,41 +133,31 @@ def _glyphs(split: Literal["train", "test"]) -> tuple[NDArray[np.uint8], ...]:
     return tuple(images[values == digit] for digit in range(10))
 
 
-def _example(
-    rng: np.random.Generator, glyphs: tuple[NDArray[np.uint8], ...], number: int
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], np.int64]:
-    """Even numbers are true, odd ones false; kinds take turns."""
-    kind, answer = _KINDS[number // 2 % len(_KINDS)], number % 2 == 0
-    digit = int(rng.integers(10))
-    while True:
-        cells = np.stack([_cells(rng, digit) for _ in (0, 1)])
-        counts = np.stack([(cells == d).sum(axis=1) for d in range(10)], axis=1)
-        if kind.is_true(counts, digit) == answer:
-            break
-    pixels = np.stack([_painted(rng, glyphs, side) for side in cells])
-    return pixels, _tokens(kind.text.format(WORDS[digit])), np.int64(answer)
+def _drawn(rng: np.random.Generator, asked: IntArray) -> IntArray:
+    """(n, 2, 36) cells, two to twelve with digits; in half of the images one in three is asked."""
+    shape = (len(asked), 2, GRID * GRID)
+    used = rng.random(shape).argsort(axis=2) < rng.integers(2, 13, size=(*shape[:2], 1))
+    share = rng.choice([0.0, 0.3], size=(*shape[:2], 1))
+    digits = np.where(rng.random(shape) < share, asked[:, None, None], rng.integers(10, size=shape))
+    return np.where(used, digits, EMPTY)
 
 
-def _cells(rng: np.random.Generator, digit: int) -> NDArray[np.int64]:
-    """Sixteen cells, three to seven with digits; the digit asked for is one in three of them."""
-    cells = np.full(GRID * GRID, -1)
-    used = rng.permutation(GRID * GRID)[: rng.integers(3, 8)]
-    drawn = rng.integers(10, size=len(used))
-    asked = rng.random(len(used)) < rng.choice([0.0, 0.3])
-    cells[used] = np.where(asked, digit, drawn)
-    return cells
+def _truth(cells: IntArray, asked: IntArray, kind: IntArray) -> BoolArray:
+    """(n,), whether each sentence is true of its images."""
+    left, right = (cells == asked[:, None, None]).sum(axis=2).T
+    return np.choose(kind, [k.is_true(left, right) for k in _KINDS])
 
 
 def _painted(
-    rng: np.random.Generator, glyphs: tuple[NDArray[np.uint8], ...], cells: NDArray[np.int64]
+    rng: np.random.Generator, glyphs: tuple[NDArray[np.uint8], ...], cells: IntArray
 ) -> NDArray[np.uint8]:
-    image = np.zeros((GRID * CELL, GRID * CELL), dtype=np.uint8)
-    for place, digit in enumerate(cells):
-        if digit >= 0:
-            row, column = (CELL * part for part in divmod(place, GRID))
-            shape = glyphs[digit][rng.integers(len(glyphs[digit]))]
-            image[row : row + CELL, column : column + CELL] = shape
-    return image
+    """(n, 2, 48, 48), every cell with some handwritten form of its digit."""
+    filled = np.zeros((*cells.shape, CELL, CELL), dtype=np.uint8)
+    for digit, forms in enumerate(glyphs):
+        where = cells == digit
+        filled[where] = forms[rng.integers(len(forms), size=int(where.sum()))]
+    grid = filled.reshape(*cells.shape[:2], GRID, GRID, CELL, CELL).swapaxes(3, 4)
+    return grid.reshape(*cells.shape[:2], GRID * CELL, GRID * CELL)
 
 
 def _tokens(text: str) -> NDArray[np.int64]:

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from secateur.models.madtp.attention import Attended
 from secateur.models.madtp.blocks import Block, Contexts
-from secateur.models.madtp.budget import Adaptive, Budget, Scheduled
+from secateur.models.madtp.budget import Budget, Scheduled
 from secateur.models.madtp.concepts import alignment_features, concept_scores
 from secateur.models.madtp.cut import Cut, Evidence, Order, Tokens, countable, cut
-from secateur.models.madtp.importance import class_score, importance
+from secateur.models.madtp.rules import Rule, budget_of, judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +21,12 @@ class Pruning:
     """How a branch is pruned; the default leaves it dense."""
 
     temperature: Tensor | float = 0.0
-    """Larger prunes more; 0 does not prune."""
+    """Larger prunes more; 0 does not prune. Under another rule than MADTP's: its strength."""
     coupled: bool = False
     """Counts of the batch's largest, as published, or (default) each sample's own."""
     counts: Tensor | None = None
     """(layers,) int64: keep so many tokens, whatever the temperature says."""
+    by: Rule = "madtp"
 
     def budget(self, layer: int, floor: Tensor | int = 0) -> Budget | None:
         """The budget of a layer; None where it does not prune."""
@@ -33,7 +34,7 @@ class Pruning:
             return Scheduled(self.counts[layer])
         if not isinstance(self.temperature, Tensor) and self.temperature == 0:
             return None
-        return Adaptive(self.temperature, coupled=self.coupled, floor=floor)
+        return budget_of(self.by, self.temperature, coupled=self.coupled, floor=floor)
 
 
 DENSE = Pruning()
@@ -104,8 +105,9 @@ def encode(branch: Branch, start: Start, pruning: Pruning, *, aligned: bool = Fa
         if aligned:
             features.append(_features(branch, before))
         if budget is not None:
-            scores = concept_scores(before, branch.concepts)
-            at, made = _prune(at, (scores, attended), budget, (pruning.coupled, branch.order))
+            wants = pruning.by == "madtp"
+            scores = concept_scores(before, branch.concepts) if wants else None
+            at, made = _prune(at, (scores, attended, budget), pruning, branch.order)
             cuts.append(made)
         at = replace(at, hidden=branch.block.finish(layer, at.hidden, start.contexts))
     seen = torch.stack(features).sum(dim=0) if features else None
@@ -118,14 +120,13 @@ def _features(branch: Branch, queries: Tensor) -> Tensor:
 
 
 def _prune(
-    at: Start, seen: tuple[Tensor, Attended], budget: Budget, how: tuple[bool, Order]
+    at: Start, seen: tuple[Tensor | None, Attended, Budget], pruning: Pruning, order: Order
 ) -> tuple[Start, Cut]:
     """Cut the tokens; follow the mask and the end of the text."""
-    (scores, attended), (coupled, order) = seen, how
+    (scores, attended, budget), coupled = seen, pruning.coupled
     tokens = Tokens(at.hidden, at.mask)
     alive = countable(tokens, coupled=coupled)
-    classes = class_score(attended.probabilities, attended.heads)
-    matters = importance(attended.probabilities, classes, scores, alive=alive)
+    matters = judged(pruning.by, attended, scores, alive)
     followed = None if coupled else at.end
     evidence = Evidence(scores, matters, alive, followed)
     made = cut(tokens, evidence, budget, coupled=coupled, order=order)

@@ -43,10 +43,15 @@ def importance(
         scores: (B, L, T) from ``concept_scores``.
         alive: (B or 1, L) bool, the tokens that count; False at position 0.
     """
-    received = (probabilities.float().amax(dim=1) * alive[:, :, None]).sum(dim=1)
-    aligned = scores.amax(dim=-1)
-    total = _share(received, alive) + _share(aligned, alive) + class_scores.float()
+    aligned = _share(scores.amax(dim=-1), alive)
+    total = received_score(probabilities, alive) + aligned + class_scores.float()
     return total / 3 * alive
+
+
+def received_score(probabilities: Tensor, alive: Tensor) -> Tensor:
+    """Return each token's share, (B, L), in the attention that tokens which are alive give."""
+    received = (probabilities.float().amax(dim=1) * alive[:, :, None]).sum(dim=1)
+    return _share(received, alive)
 
 
 def _share(values: Tensor, alive: Tensor) -> Tensor:
@@ -54,4 +59,4 @@ def _share(values: Tensor, alive: Tensor) -> Tensor:
     return values / (values.sum(dim=1, keepdim=True) + EPSILON)
 
 
-__all__ = ["EPSILON", "class_score", "importance"]
+__all__ = ["EPSILON", "class_score", "importance", "received_score"]

@@ -44,7 +44,11 @@ class Found:
 
 
 def search_temperature(
-    macs_at: Callable[[float], float], target: Target, progress: Progress | None = None
+    macs_at: Callable[[float], float],
+    target: Target,
+    progress: Progress | None = None,
+    *,
+    nearest: bool = False,
 ) -> Found:
     """Return the temperature that meets the target best.
 
@@ -52,6 +56,7 @@ def search_temperature(
         macs_at: mean multiply-adds of a sample at a temperature, e.g. over a few batches.
         target: the multiply-adds to meet.
         progress: called after every trial.
+        nearest: where no temperature reaches the target, return the one that comes nearest.
 
     Raises:
         BadInputError: no temperature reaches the target; names the reachable range.
@@ -65,14 +70,16 @@ def search_temperature(
 
     few, many = measured(target.highest), measured(target.lowest)
     margin = target.tolerance * target.macs
+    best = min((few, many), key=lambda found: abs(found.macs - target.macs))
     if not few.macs - margin <= target.macs <= many.macs + margin:
+        if nearest:
+            return best
         raise BadInputError(
             "no temperature reaches the target",
             got=f"{target.macs:.4g} multiply-adds",
             wanted=f"{few.macs:.4g} to {many.macs:.4g}",
             next_step="ask for a target in that range; training at it moves the range",
         )
-    best = min((few, many), key=lambda found: abs(found.macs - target.macs))
     for _ in range(target.trials):
         if abs(best.macs - target.macs) <= margin:
             break

@@ -17,6 +17,7 @@ from secateur.models.madtp import blocks
 from secateur.models.madtp.blocks import Context
 from secateur.models.madtp.concepts import Concepts
 from secateur.models.madtp.encoder import DENSE, Branch, Encoded, Pruning, Start, encode
+from secateur.models.madtp.rules import Rule
 from secateur.models.madtp.towers import Text, blip_image, blip_text, clip_image, clip_text
 
 
@@ -28,9 +29,11 @@ class Compression:
     text: Pruning = DENSE
 
     @staticmethod
-    def at(temperature: Tensor | float, *, coupled: bool = False) -> Compression:
-        """One temperature for both, as published."""
-        both = Pruning(temperature, coupled=coupled)
+    def at(
+        temperature: Tensor | float, *, coupled: bool = False, by: Rule = "madtp"
+    ) -> Compression:
+        """One temperature (or strength of another rule) for both, as published."""
+        both = Pruning(temperature, coupled=coupled, by=by)
         return Compression(both, both)
 
 

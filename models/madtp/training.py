@@ -1,57 +1,57 @@
-"""Training of the NLVR2 classifier: dense, and while MADTP compresses it.
-
-An epoch depends on the seed, its own number and what the epochs before left in the checkpoint,
-so a run that was interrupted and resumed ends with the same weights as one that was not.
-"""
+"""Training of the NLVR2 classifier: its eyes first, then dense, then while MADTP compresses it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import BadInputError
 from secateur.models.madtp.concepts import alignment_loss
-from secateur.models.madtp.digits import Examples
-from secateur.models.madtp.macs import Inputs, macs_per_sample
-from secateur.models.madtp.search import Target, search_temperature
+from secateur.models.madtp.digits import EMPTY, Examples
+from secateur.models.madtp.encoder import DENSE, Pruning
+from secateur.models.madtp.loop import Epoch, Job, Progress, Training, run
+from secateur.models.madtp.macs import Inputs
+from secateur.models.madtp.rules import Rule
+from secateur.models.madtp.search import Found, Target, search_temperature
 from secateur.models.madtp.tasks import NO_COMPRESSION, BlipNlvr, Compression
-from secateur.models.madtp.towers import Text
+from secateur.models.madtp.towers import Text, blip_image
+from secateur.models.madtp.work import nlvr_macs
 
 ALIGNMENT_WEIGHT = 0.1
 """Of the alignment loss beside that of the task, as published."""
 
 
-@dataclass(frozen=True, slots=True)
-class Training:
-    """What a training run does."""
+def pretrain_vision(
+    net: BlipNlvr,
+    examples: Examples,
+    training: Training,
+    checkpoint: Path,
+    progress: Progress | None = None,
+) -> tuple[Epoch, ...]:
+    """Teach the vision encoder to read: every patch says which digit is in its cell.
 
-    epochs: int
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    seed: int = 0
-    target: Target | None = None
-    """Multiply-adds to compress to; None trains the dense model."""
-    measured: int = 8
-    """Examples on which multiply-adds are counted when the temperature is looked for."""
+    The head that says so is thrown away. Arguments and errors are those of ``train``.
+    """
+    head = nn.Linear(net.concepts.weight.shape[1], EMPTY + 1)
+    weight = torch.ones(EMPTY + 1)
+    weight[EMPTY] = 0.3  # most cells are empty
 
+    def loss(rows: Tensor, temperature: float) -> Tensor:
+        del temperature
+        pixels = _noisy(examples.inputs(rows), training.noise)["pixel_values"].flatten(0, 1)
+        seen = blip_image(net.vision, net.concepts.weight, pixels, DENSE)
+        said = head(seen.hidden[:, 1:]).flatten(0, 1)
+        return F.cross_entropy(said, torch.from_numpy(examples.cells)[rows].flatten(), weight)
 
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What came of an epoch."""
-
-    number: int
-    loss: float
-    temperature: float
-    """0 while the model is dense."""
-
-
-Progress = Callable[[Epoch], None]
+    both = nn.ModuleDict({"vision": net.vision, "head": head})
+    job = Job(both, len(examples.labels), loss, lambda _: 0.0)
+    return run(job, training, checkpoint, progress)
 
 
 def train(
@@ -63,8 +63,10 @@ def train(
 ) -> tuple[Epoch, ...]:
     """Train ``net`` in place, or go on from ``checkpoint`` if it is there.
 
-    With a target, every epoch first looks for the temperature that meets it, with the weights
-    as they are by then.
+    With a target, every epoch first looks for the temperature that meets it (or, while it ramps
+    up, meets what the epoch asks for) with the weights as they are by then. Training moves what
+    is in reach, so an epoch that cannot meet its target takes the nearest;
+    ``find_temperature`` says at the end whether it is met.
 
     Args:
         net: the model; left in evaluation mode.
@@ -74,28 +76,25 @@ def train(
         progress: called after every epoch, also for those that the checkpoint already holds.
 
     Raises:
-        BadInputError: the checkpoint is of another training, or the target is out of reach.
+        BadInputError: the checkpoint is of another training, or the target is below what is left
+            when every layer keeps one token.
     """
-    optimiser = torch.optim.AdamW(net.parameters(), lr=training.learning_rate)
-    epochs = _resumed(net, optimiser, training, checkpoint)
-    for epoch in epochs:
-        _report(progress, epoch)
-    for number in range(len(epochs), training.epochs):
-        temperature = _temperature(net, examples, training)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(training.seed * 100_003 + number)
-            loss = _epoch(net, examples, training, (optimiser, number, temperature))
-        epochs = (*epochs, Epoch(number, loss, temperature))
-        _save(net, optimiser, (training, epochs), checkpoint)
-        _report(progress, epochs[-1])
-    net.eval()
-    return epochs
+    _check_reachable(net, examples, training)
+
+    def loss(rows: Tensor, temperature: float) -> Tensor:
+        compression = Compression.at(temperature, by=training.rule)
+        inputs = _noisy(examples.inputs(rows), training.noise)
+        return nlvr_loss(net, inputs, torch.from_numpy(examples.labels)[rows], compression)
+
+    temperature = partial(_temperature, net, examples, training)
+    return run(Job(net, len(examples.labels), loss, temperature), training, checkpoint, progress)
 
 
 def nlvr_loss(net: BlipNlvr, inputs: Inputs, labels: Tensor, compression: Compression) -> Tensor:
-    """Cross-entropy of the answers, and how far images and sentence are apart in concepts."""
+    """Cross-entropy of the answers; with MADTP, also how far apart concepts see both branches."""
     text = Text(inputs["input_ids"], inputs["attention_mask"])
-    images, told = net.encode(inputs["pixel_values"], text, compression, aligned=True)
+    aligned = compression.image.by == "madtp" and compression != NO_COMPRESSION
+    images, told = net.encode(inputs["pixel_values"], text, compression, aligned=aligned)
     loss = F.cross_entropy(net.cls_head(told.hidden[:, 0]), labels)
     if images.features is None or told.features is None:
         return loss
@@ -114,97 +113,82 @@ def accuracy(net: BlipNlvr, examples: Examples, compression: Compression = NO_CO
     return right / n
 
 
-def _temperature(net: BlipNlvr, examples: Examples, training: Training) -> float:
+def find_temperature(
+    net: BlipNlvr, inputs: Inputs, target: Target, *, rule: Rule = "madtp", nearest: bool = False
+) -> Found:
+    """Look for the temperature, or strength of another rule, that meets a target on ``inputs``.
+
+    Args:
+        net: the model.
+        inputs: what it takes.
+        target: mean multiply-adds of a sample.
+        rule: what prunes.
+        nearest: take the nearest where the target is out of reach.
+
+    Raises:
+        BadInputError: the target is out of reach; says what is in reach.
+    """
+    was = net.training
+    net.eval()
+
+    def macs_at(strength: float) -> float:
+        # what is random has to be the same at every trial
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return float(nlvr_macs(net, dict(inputs), Compression.at(strength, by=rule)).mean())
+
+    found = search_temperature(macs_at, target, nearest=nearest)
+    net.train(was)
+    return found
+
+
+def _temperature(net: BlipNlvr, examples: Examples, training: Training, epoch: int) -> float:
     if training.target is None:
         return 0.0
+    inputs = examples.inputs(slice(0, training.measured))
+    net.eval()
+    dense = float(nlvr_macs(net, inputs, NO_COMPRESSION).mean())
+    done = min(1.0, (epoch + 1) / (training.ramp + 1))
+    asked = replace(training.target, macs=dense + done * (training.target.macs - dense))
+    return find_temperature(net, inputs, asked, rule=training.rule, nearest=True).temperature
+
+
+def _check_reachable(net: BlipNlvr, examples: Examples, training: Training) -> None:
+    """Raise if the target is below one token per layer, whatever training may move."""
+    if training.target is None:
+        return
     net.eval()
     inputs = examples.inputs(slice(0, training.measured))
-
-    @torch.no_grad()
-    def macs_at(temperature: float) -> float:
-        compression = Compression.at(temperature)
-        counts = macs_per_sample(lambda given: net(**given, compression=compression), inputs)
-        return sum(counts) / len(counts)
-
-    return search_temperature(macs_at, training.target).temperature
-
-
-def _epoch(
-    net: BlipNlvr,
-    examples: Examples,
-    training: Training,
-    state: tuple[torch.optim.Optimizer, int, float],
-) -> float:
-    optimiser, number, temperature = state
-    net.train()
-    compression = Compression.at(temperature) if temperature else NO_COMPRESSION
-    batches = torch.split(torch.randperm(len(examples.labels)), training.batch_size)
-    total = 0.0
-    for i, rows in enumerate(batches):
-        done = (number + i / len(batches)) / training.epochs
-        for group in optimiser.param_groups:
-            group["lr"] = training.learning_rate * _rate(done, len(batches) * training.epochs)
-        labels = torch.from_numpy(examples.labels)[rows]
-        loss = nlvr_loss(net, examples.inputs(rows), labels, compression)
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        total += float(loss.detach())
-    return total / len(batches)
-
-
-def _rate(done: float, steps: int) -> float:
-    """A warm-up over the first twentieth, then half a cosine down to 0."""
-    if done < 0.05:
-        return (done + 1 / steps) / (0.05 + 1 / steps)
-    return 0.5 * (1 + math.cos(math.pi * (done - 0.05) / 0.95))
-
-
-def _settings(training: Training) -> str:
-    return repr(training)
-
-
-def _resumed(
-    net: BlipNlvr, optimiser: torch.optim.Optimizer, training: Training, checkpoint: Path
-) -> tuple[Epoch, ...]:
-    if not checkpoint.exists():
-        return ()
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    if saved["training"] != _settings(training):
+    towers = cast("Any", (net.vision, net.text))
+    layers = max(tower.config.num_hidden_layers for tower in towers)
+    ones = Pruning(counts=torch.ones(layers, dtype=torch.int64), by=training.rule)
+    few, many = (
+        float(nlvr_macs(net, inputs, compression).mean())
+        for compression in (Compression(ones, ones), NO_COMPRESSION)
+    )
+    if not few <= training.target.macs <= many:
         raise BadInputError(
-            "the checkpoint is of another training",
-            where=str(checkpoint),
-            got=str(saved["training"]),
-            wanted=_settings(training),
-            next_step="give another file, or the settings that the run began with",
+            "no temperature reaches the target",
+            got=f"{training.target.macs:.4g} multiply-adds",
+            wanted=f"{few:.4g} (one token in every layer) to {many:.4g} (dense)",
         )
-    net.load_state_dict(saved["model"])
-    optimiser.load_state_dict(saved["optimiser"])
-    return tuple(Epoch(int(n), float(loss), float(t)) for n, loss, t in saved["epochs"])
 
 
-def _save(
-    net: BlipNlvr,
-    optimiser: torch.optim.Optimizer,
-    done: tuple[Training, tuple[Epoch, ...]],
-    checkpoint: Path,
-) -> None:
-    training, epochs = done
-    state = {
-        "training": _settings(training),
-        "model": net.state_dict(),
-        "optimiser": optimiser.state_dict(),
-        "epochs": [(epoch.number, epoch.loss, epoch.temperature) for epoch in epochs],
-    }
-    partial = checkpoint.with_name(f"{checkpoint.name}.partial")
-    torch.save(state, partial)
-    partial.replace(checkpoint)  # in one step, so that no half-written file is ever seen
+def _noisy(inputs: dict[str, Tensor], noise: float) -> dict[str, Tensor]:
+    if noise == 0:
+        return inputs
+    pixels = inputs["pixel_values"]
+    return inputs | {"pixel_values": pixels + noise * torch.randn_like(pixels)}
 
 
-def _report(progress: Progress | None, epoch: Epoch) -> None:
-    if progress is not None:
-        progress(epoch)
-
-
-__all__ = ["ALIGNMENT_WEIGHT", "Epoch", "Progress", "Training", "accuracy", "nlvr_loss", "train"]
+__all__ = [
+    "ALIGNMENT_WEIGHT",
+    "Epoch",
+    "Progress",
+    "Training",
+    "accuracy",
+    "find_temperature",
+    "nlvr_loss",
+    "pretrain_vision",
+    "train",
+]

@@ -68,3 +68,28 @@ def inputs(batch: int = 3, *, end: int | None = None) -> dict[str, torch.Tensor]
         "input_ids": ids,
         "attention_mask": mask.long(),
     }
+
+
+def nlvr(concepts: int = 8, *, layers: int = 2, words: int = 50) -> nn.Module:
+    """``BlipNlvr`` with random weights."""
+    from transformers import BlipTextModel, BlipVisionModel
+
+    from secateur.models.madtp.concepts import Concepts
+    from secateur.models.madtp.tasks import BlipNlvr
+    from secateur.models.madtp.twin import make_twin
+
+    torch.manual_seed(0)
+    config = blip_config()
+    config.text_config.vocab_size = words
+    for part in (config.text_config, config.vision_config):
+        part.num_hidden_layers = layers
+    text = BlipTextModel(config.text_config, add_pooling_layer=False)
+    make_twin(text.encoder, config.text_config)
+    return perturbed(BlipNlvr(BlipVisionModel(config.vision_config), text, Concepts(concepts, 32)))
+
+
+def nlvr_inputs(batch: int = 3) -> dict[str, torch.Tensor]:
+    """Pairs of different images, and padded texts."""
+    made = inputs(batch)
+    made["pixel_values"] = torch.stack([made["pixel_values"], made["pixel_values"].flip(0)], dim=1)
+    return made

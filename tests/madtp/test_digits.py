@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from secateur.errors import BadInputError
-from secateur.models.madtp.digits import LENGTH, WORDS, make_examples, sentence
+from secateur.models.madtp.digits import EMPTY, LENGTH, WORDS, make_examples, sentence
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def examples():
 
 def test_a_seed_gives_the_same_examples(examples):
     again = make_examples(200, "test", seed=3)
-    for name in ("pixels", "input_ids", "labels"):
+    for name in ("pixels", "input_ids", "labels", "cells"):
         np.testing.assert_array_equal(getattr(again, name), getattr(examples, name))
     assert not np.array_equal(make_examples(200, "test", seed=4).pixels, examples.pixels)
 
@@ -37,7 +37,7 @@ def test_sentences_differ_in_length(examples):
 
 def _cells(pixels):
     """Every painted cell as bytes."""
-    cells = pixels.reshape(-1, 4, 8, 4, 8).swapaxes(2, 3).reshape(-1, 64)
+    cells = pixels.reshape(-1, 6, 8, 6, 8).swapaxes(2, 3).reshape(-1, 64)
     return {cell.tobytes() for cell in cells if cell.any()}
 
 
@@ -50,7 +50,7 @@ def _count(image, digit, shapes):
 
 
 def _grid(image):
-    return image.reshape(4, 8, 4, 8).swapaxes(1, 2).reshape(16, 64)
+    return image.reshape(6, 8, 6, 8).swapaxes(1, 2).reshape(36, 64)
 
 
 def test_the_answer_is_what_the_images_show(examples):
@@ -75,9 +75,14 @@ def test_the_answer_is_what_the_images_show(examples):
         assert truth == bool(label), sentence(ids)
 
 
+def test_cells_name_the_digits_that_are_painted(examples):
+    painted = np.stack([[_grid(image).any(axis=1) for image in pair] for pair in examples.pixels])
+    np.testing.assert_array_equal(painted, examples.cells != EMPTY)
+
+
 def test_inputs_are_what_the_model_takes(examples):
     inputs = examples.inputs(slice(0, 3))
-    assert inputs["pixel_values"].shape == (3, 2, 3, 32, 32)
+    assert inputs["pixel_values"].shape == (3, 2, 3, 48, 48)
     assert (inputs["pixel_values"].min(), inputs["pixel_values"].max()) == (-1, 1)
     assert inputs["attention_mask"].sum(dim=1).tolist() == [
         len(sentence(ids).split()) + 2 for ids in examples.input_ids[:3]

@@ -1,0 +1,137 @@
+"""Train the digits model: dense, then compressed by MADTP or by what it is compared with.
+
+    python examples/madtp/train.py dense
+    python examples/madtp/train.py madtp 0.5
+    python examples/madtp/train.py class 0.8
+
+Every run goes on where an earlier one of the same name was interrupted (checkpoints are below
+build/madtp), writes its weights to examples/madtp/weights and a line per epoch to
+examples/madtp/training.log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from secateur.models.madtp.digits import make_examples
+from secateur.models.madtp.digits_model import (
+    digits_model,
+    load_weights,
+    save_difference,
+    save_weights,
+)
+from secateur.models.madtp.loop import Epoch, Training
+from secateur.models.madtp.rules import RULES, Rule
+from secateur.models.madtp.search import Target
+from secateur.models.madtp.tasks import NO_COMPRESSION, BlipNlvr, Compression
+from secateur.models.madtp.training import accuracy, find_temperature, pretrain_vision, train
+from secateur.models.madtp.work import nlvr_macs
+
+HERE = Path(__file__).parent
+CHECKPOINTS = HERE.parents[1] / "build" / "madtp"
+SEEING = Training(epochs=3, steps=100, batch_size=32, noise=0.2)
+READING = Training(
+    epochs=16,
+    steps=100,
+    batch_size=128,
+    noise=0.1,
+    trained=("text.", "cls_head."),
+)
+TOGETHER = Training(epochs=4, steps=100, learning_rate=3e-4, noise=0.1)
+EXAMPLES, MEASURED, TESTED = 20_000, 256, 2_000
+
+
+def compressing(rule: Rule, macs: float) -> Training:
+    """The fine-tuning while it is compressed; the same for every rule."""
+    return Training(
+        epochs=8,
+        steps=50,
+        learning_rate=5e-4,
+        noise=0.1,
+        target=Target(macs, tolerance=0.005),
+        rule=rule,
+        ramp=4,
+    )
+
+
+def log(text: str) -> None:
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}"
+    print(line, flush=True)
+    with (HERE / "training.log").open("a") as file:
+        file.write(line + "\n")
+
+
+def logged(name: str, checkpoint: Path) -> Callable[[Epoch], None]:
+    """Log epochs as they come; those that a checkpoint already has were logged before."""
+    known = len(torch.load(checkpoint, weights_only=True)["epochs"]) if checkpoint.exists() else 0
+
+    def report(epoch: Epoch) -> None:
+        if epoch.number >= known:
+            used = time.process_time()
+            text = f"{name} epoch {epoch.number + 1}: loss {epoch.loss:.4f}"
+            log(f"{text}, strength {epoch.temperature:.4g}, {used:.0f} CPU s of this process")
+
+    return report
+
+
+def train_dense() -> None:
+    net, examples = digits_model(), make_examples(EXAMPLES, "train", seed=0)
+    stages = (
+        ("seeing", SEEING, pretrain_vision),
+        ("reading", READING, train),
+        ("together", TOGETHER, train),
+    )
+    for name, training, function in stages:
+        checkpoint = CHECKPOINTS / f"dense-{name}.pt"
+        function(net, examples, training, checkpoint, logged(f"dense {name}", checkpoint))
+        if name != "seeing":
+            log(f"dense {name}: accuracy {tested(net, NO_COMPRESSION):.4f}")
+    save_weights(net, HERE / "weights" / "dense.safetensors", {"rule": "dense"})
+
+
+def compress(rule: Rule, reduction: float) -> None:
+    """Fine-tune the dense model while ``rule`` takes ``reduction`` of its multiply-adds away."""
+    base, _ = load_weights(HERE / "weights" / "dense.safetensors")
+    net, _ = load_weights(HERE / "weights" / "dense.safetensors")
+    examples = make_examples(EXAMPLES, "train", seed=0)
+    measured = examples.inputs(slice(0, MEASURED))
+    dense = float(nlvr_macs(net, measured, NO_COMPRESSION).mean())
+    name = f"{rule} p={reduction:g}"
+    checkpoint = CHECKPOINTS / f"{rule}-{reduction:g}.pt"
+    training = compressing(rule, (1 - reduction) * dense)
+    train(net, examples, training, checkpoint, logged(name, checkpoint))
+    found = find_temperature(net, measured, Target((1 - reduction) * dense, 0.002), rule=rule)
+    right = tested(net, Compression.at(found.temperature, by=rule))
+    log(f"{name}: accuracy {right:.4f} at strength {found.temperature:.6g}, {found.macs:.0f} MACs")
+    notes = {"rule": rule, "reduction": f"{reduction:g}", "strength": repr(found.temperature)}
+    path = HERE / "weights" / f"{rule}-{reduction:g}.safetensors"
+    save_difference(net, base, path, notes)
+
+
+def tested(net: BlipNlvr, compression: Compression) -> float:
+    torch.manual_seed(0)  # the random rule draws
+    return accuracy(net, make_examples(TESTED, "test", seed=1), compression)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("dense", *RULES))
+    parser.add_argument("reduction", nargs="*", type=float, default=[0.5])
+    arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    CHECKPOINTS.mkdir(parents=True, exist_ok=True)
+    if arguments.what == "dense":
+        train_dense()
+    else:
+        for reduction in arguments.reduction:
+            compress(arguments.what, reduction)
+
+
+if __name__ == "__main__":
+    main()
