@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, cast
 
 import onnx_ir as ir
 
@@ -14,7 +14,7 @@ from secateur.graph_passes.axes.expression import (
     Expr,
     Reason,
     concatenation,
-    current_size,
+    current_sizes,
     resolve,
     size,
 )
@@ -33,6 +33,7 @@ from secateur.graph_passes.axes.relations import (
     AXIS_RULES,
     AxisRule,
     Blocks,
+    Fold,
     Fresh,
     Frozen,
     Index,
@@ -50,6 +51,7 @@ from secateur.graph_passes.axes.relations import (
 from secateur.graph_passes.axes.shape_values import FROM_AXES, data_sources, track, track_constant
 from secateur.graph_passes.axes.sizes import Size, divide
 from secateur.graph_passes.axes.solver import Solver
+from secateur.graph_passes.axes.subgraphs import captured, has_no_subgraph
 from secateur.graph_passes.axes.view import View, declared_shape, made_up_names
 from secateur.graph_passes.names import node_name
 
@@ -60,7 +62,6 @@ _MOVES = frozenset(
     }
 )
 """Ops that hand integers on as they are."""
-_SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _PROGRAMS = Programs()
 _NO_PROGRAM = program_of((), (), ())
 
@@ -153,14 +154,7 @@ class _Walk:
             self._freeze_inputs(f"no axis rule for the op {key}")
             program = program_of((), [None] * len(shapes), _declared_ranks(node))
         self._outputs = [[None] * rank for rank in program.output_ranks]
-        for step in program.steps:
-            if step.inputs is None:
-                self._execute(step.relation)
-            else:
-                self._same(step.inputs, step.outputs)
-                if step.fold is not None:
-                    fold = step.fold
-                    self._axes.folds.append(FoldUse(node, fold.ports, fold.neutral))
+        self._run(program)
         if program.unmentioned:
             self._close_inputs(program.unmentioned)
         if self._axes.holds_positions():
@@ -182,7 +176,7 @@ class _Walk:
         found = _PROGRAMS.find(signature)
         if found is not None:
             return found
-        if not _has_no_subgraph(node):
+        if not has_no_subgraph(node):
             return _NO_PROGRAM
         view = View(node, self._axes, self._inputs, self._opset)
         ranks = [None if shape is None else len(shape) for shape in shapes]
@@ -209,24 +203,28 @@ class _Walk:
         for slot, value in enumerate(node.inputs):
             exprs: Sequence[Expr] | None = None
             shape: tuple[Size, ...] | None = None
-            tensor = None if value is None else constant_tensor(value)
-            if value is None:
-                pass
-            elif tensor is None:
-                exprs = axes.raw(node, slot)
-                shape = None if exprs is None else tuple([current_size(expr) for expr in exprs])
-            else:
-                shape, label = tensor.shape.numpy(), value.name or ""
-                exprs = [fresh(dim, label) for dim in shape]
-                axes.set_use(node, slot, exprs)
-                if axes.entries(value) is None:
-                    track_constant(value, axes)
+            if value is not None:
+                tensor = value.const_value
+                if tensor is None:
+                    tensor = self._constant(value)
+                if tensor is None:
+                    exprs = axes.of_values.get(value)
+                    shape = None if exprs is None else current_sizes(exprs)
+                else:
+                    shape, label = cast(tuple[int, ...], tensor.shape.dims), value.name or ""
+                    exprs = [fresh(dim, label) for dim in shape]
+                    axes.of_uses[node, slot] = exprs
+                    if value not in axes.tracked:
+                        track_constant(value, axes)
+                if value in axes.tracked:
+                    integers.append((slot, axes.ints(value)))
             inputs.append(exprs)
             shapes.append(shape)
-            entries = axes.entries(value)
-            if entries is not None:
-                integers.append((slot, tuple([entry.size for entry in entries])))
         return tuple(shapes), tuple(integers)
+
+    def _constant(self, value: ir.Value) -> ir.TensorProtocol | None:
+        """The tensor of a Constant node, which was not visited."""
+        return None if value in self._axes.of_values else constant_tensor(value)
 
     def _close_inputs(self, unmentioned: Pairs) -> None:
         """Freeze input axes that the rule did not mention."""
@@ -273,11 +271,10 @@ class _Walk:
                 # relations that name no output axis make a scalar
                 self._axes.set_value(value, [] if is_described else None)
                 continue
-            closed = [
-                expr if expr is not None else self._unknown(value, axis)
-                for axis, expr in enumerate(exprs)
-            ]
-            self._axes.set_value(value, closed)
+            for axis, expr in enumerate(exprs):
+                if expr is None:
+                    exprs[axis] = self._unknown(value, axis)
+            self._axes.of_values[value] = cast(list[Expr], exprs)
 
     def _unknown(self, value: ir.Value, axis: int) -> Expr:
         declared = declared_shape(value)
@@ -298,7 +295,7 @@ class _Walk:
         for exprs in self._inputs:
             for expr in exprs or ():
                 self._solver.freeze(expr, reason)
-        for value in _captured(self._node):
+        for value in captured(self._node):
             self._freeze_value(value, reason)
 
     # --- executing relations ---------------------------------------------------------
@@ -319,6 +316,39 @@ class _Walk:
         else:
             self._solver.unify(present, expr, self._name)
 
+    def _run(self, program: Program) -> None:
+        inputs, unify = self._inputs, self._solver.unify
+        for ins, outs, fold, relation in program.steps:
+            if ins is None:
+                self._execute(relation)
+                continue
+            base: Expr | None = None
+            for slot, axis in ins:
+                present = cast(Sequence[Expr], inputs[slot])[axis]
+                if base is None:
+                    base = present
+                elif present is not base:
+                    unify(base, present, self._name)
+            for i, axis in outs:
+                base = self._join_output(i, axis, base)
+            if fold is not None:
+                self._folds(fold)
+
+    def _join_output(self, output: int, axis: int, base: Expr | None) -> Expr:
+        made = self._outputs[output][axis]
+        if made is None:
+            if base is None:
+                base = self._fresh(Port(~output, axis), None)
+            self._outputs[output][axis] = base
+            return base
+        if base is not None and made is not base:
+            self._solver.unify(base, made, self._name)
+        return made if base is None else base
+
+    def _folds(self, fold: Fold) -> None:
+        assert self._node is not None
+        self._axes.folds.append(FoldUse(self._node, fold.ports, fold.neutral))
+
     def _execute(self, relation: Relation) -> None:
         if isinstance(relation, Fresh):
             self._put(relation.port, self._fresh(relation.port, relation.size))
@@ -330,27 +360,6 @@ class _Walk:
 
     def _frozen(self, relation: Frozen) -> None:
         self._solver.freeze(self._known(relation.port), Reason(relation.reason, self._name))
-
-    def _same(self, inputs: Pairs, outputs: Pairs) -> None:
-        base: Expr | None = None
-        for slot, axis in inputs:
-            exprs = self._inputs[slot]
-            assert exprs is not None
-            present = exprs[axis]
-            if base is None:
-                base = present
-            elif present is not base:
-                self._solver.unify(base, present, self._name)
-        for i, axis in outputs:
-            made = self._outputs[i][axis]
-            if made is None:
-                if base is None:
-                    base = self._fresh(Port(~i, axis), None)
-                self._outputs[i][axis] = base
-            elif base is None:
-                base = made
-            elif made is not base:
-                self._solver.unify(base, made, self._name)
 
     def _known(self, port: Port) -> Expr:
         expr = self._get(port)
@@ -484,24 +493,6 @@ def _is_single_position(expr: Expr, position: int) -> bool:
 def _declared_ranks(node: ir.Node) -> tuple[int, ...]:
     """Number of axes per output that the file declares, -1 where it says nothing."""
     return tuple([-1 if v.shape is None else len(v.shape) for v in node.outputs])
-
-
-def _has_no_subgraph(node: ir.Node) -> bool:
-    return all(attribute.type not in _SUBGRAPHS for attribute in node.attributes.values())
-
-
-def _captured(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield outer values that the subgraphs of a node read."""
-    for attribute in node.attributes.values():
-        graphs: Iterable[ir.Graph] = ()
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = (attribute.as_graph(),)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = attribute.as_graphs()
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
-            yield from graph.outputs
 
 
 __all__ = ["analyse_axes"]

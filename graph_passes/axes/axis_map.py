@@ -44,20 +44,33 @@ class AxisMap:
         self.solver = solver
         self.folds: list[FoldUse] = []
         self.indexings: list[IndexUse] = []
-        self._values: dict[ir.Value, Sequence[Expr] | None] = {}
-        self._uses: dict[tuple[ir.Node, int], Sequence[Expr]] = {}
-        self._entries: dict[ir.Value, tuple[Entry, ...]] = {}
+        self.of_values: dict[ir.Value, Sequence[Expr] | None] = {}
+        """Axes of graph inputs and computed values as the walk found them; ask ``of``."""
+        self.of_uses: dict[tuple[ir.Node, int], Sequence[Expr]] = {}
+        """Axes of each use of a constant; ask ``at``."""
+        self.tracked: dict[ir.Value, tuple[Entry, ...]] = {}
+        """Integers that constants hold or that are computed from shapes; ask ``entries``."""
         self._positions: dict[ir.Value, Expr] = {}
         self._standing: dict[Atom, list[Expr]] | None = None
         self._is_sealed = False
 
     def seal(self) -> None:
         """Resolve everything once: the walk is over, and no atom will be refined any more."""
-        for value, exprs in self._values.items():
+        known: dict[int, Expr] = {}  # by identity: an axis that is carried on is one object
+
+        def resolved(exprs: Sequence[Expr]) -> tuple[Expr, ...]:
+            for expr in exprs:
+                if id(expr) not in known:
+                    known[id(expr)] = resolve(expr)
+            return tuple([known[id(expr)] for expr in exprs])
+
+        before = [*self.of_values.values(), *self.of_uses.values()]  # keeps identities alive
+        for value, exprs in self.of_values.items():
             if exprs is not None:
-                self._values[value] = tuple([resolve(expr) for expr in exprs])
-        for use, exprs in self._uses.items():
-            self._uses[use] = tuple([resolve(expr) for expr in exprs])
+                self.of_values[value] = resolved(exprs)
+        for use, used in self.of_uses.items():
+            self.of_uses[use] = resolved(used)
+        del before
         self._is_sealed = True
 
     def of(self, value: ir.Value) -> tuple[Expr, ...]:
@@ -66,7 +79,7 @@ class AxisMap:
         Raises:
             KeyError: the value's rank is unknown or it is a constant (ask ``at``).
         """
-        exprs = self._values[value]
+        exprs = self.of_values[value]
         if exprs is None:
             raise KeyError(value.name)
         return self._resolved(exprs)
@@ -92,25 +105,25 @@ class AxisMap:
     def raw(self, node: ir.Node, slot: int) -> Sequence[Expr] | None:
         """Return the unresolved axes of a use, or None where the rank is unknown."""
         if slot < 0:
-            return self._values.get(node.outputs[~slot])
+            return self.of_values.get(node.outputs[~slot])
         value = node.inputs[slot] if slot < len(node.inputs) else None
         if value is None:
             return None
-        used = self._uses.get((node, slot))
-        return used if used is not None else self._values.get(value)
+        used = self.of_uses.get((node, slot))
+        return used if used is not None else self.of_values.get(value)
 
     def ints(self, value: ir.Value) -> tuple[Size, ...] | None:
         """Return a tracked integer tensor as sizes (a scalar as one), None if not tracked."""
-        entries = self._entries.get(value)
+        entries = self.tracked.get(value)
         return None if entries is None else tuple(entry.size for entry in entries)
 
     def entries(self, value: ir.Value | None) -> tuple[Entry, ...] | None:
         """Return a tracked integer tensor with the axes it was computed from."""
-        return None if value is None else self._entries.get(value)
+        return None if value is None else self.tracked.get(value)
 
     def reads_tracked(self, node: ir.Node) -> bool:
         """Tell whether some input is a tracked integer tensor."""
-        return any(value in self._entries for value in node.inputs)
+        return any(value in self.tracked for value in node.inputs)
 
     def reasons(self, atom: Atom) -> tuple[Reason, ...]:
         """Return why an atom may not be cut; empty when it may."""
@@ -118,7 +131,7 @@ class AxisMap:
 
     def values(self) -> Sequence[ir.Value]:
         """Return every computed value of known rank, in graph order."""
-        return [value for value, exprs in self._values.items() if exprs is not None]
+        return [value for value, exprs in self.of_values.items() if exprs is not None]
 
     def holds_positions(self) -> bool:
         """Tell whether any tensor so far holds positions of an axis."""
@@ -134,15 +147,15 @@ class AxisMap:
 
     def set_value(self, value: ir.Value, exprs: Sequence[Expr] | None) -> None:
         """Record the axes of a value."""
-        self._values[value] = exprs
+        self.of_values[value] = exprs
 
     def set_use(self, node: ir.Node, slot: int, exprs: Sequence[Expr]) -> None:
         """Record the axes of one use of a constant."""
-        self._uses[(node, slot)] = exprs
+        self.of_uses[(node, slot)] = exprs
 
     def set_entries(self, value: ir.Value, entries: tuple[Entry, ...]) -> None:
         """Record a tracked integer tensor."""
-        self._entries[value] = entries
+        self.tracked[value] = entries
 
     def constant_axes_with(self, atom: Atom) -> Sequence[Expr]:
         """Return the axes of constants, one per use, that a leaf atom stands in.
@@ -151,7 +164,7 @@ class AxisMap:
         """
         if self._standing is None:
             self._standing = {}
-            for node, slot in self._uses:
+            for node, slot in self.of_uses:
                 for expr in self.at(node, slot):
                     for leaf in leaves(expr):
                         self._standing.setdefault(leaf, []).append(expr)
@@ -159,7 +172,7 @@ class AxisMap:
 
     def constant_uses(self) -> Sequence[tuple[ir.Node, int]]:
         """Return every (node, slot) that reads a constant, in graph order."""
-        return list(self._uses)
+        return list(self.of_uses)
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

@@ -11,8 +11,8 @@ propagates, made symbolic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
 
@@ -35,7 +35,6 @@ class Reason(NamedTuple):
         return f"{self.text} (at {self.node})" if self.node else self.text
 
 
-@dataclass(eq=False, slots=True)
 class Atom:
     """An index set. Two atoms are the same only if they are one object.
 
@@ -43,14 +42,17 @@ class Atom:
     to be another one; reasons against cutting it move on to its definition.
     """
 
-    size: Size
-    label: str = ""
-    definition: Expr | None = None
-    reasons: dict[Reason, None] = field(default_factory=dict)
-    """An ordered set: an axis that runs through the whole graph collects thousands."""
-    at_least: int = 0
-    """So many are picked at a time (TopK), so that fewer may not stay."""
-    number: int = field(default_factory=lambda: next(_numbers))
+    __slots__ = ("at_least", "definition", "label", "number", "reasons", "size")
+
+    def __init__(self, size: Size, label: str = "") -> None:
+        self.size = size
+        self.label = label
+        self.definition: Expr | None = None
+        self.reasons: dict[Reason, None] = {}
+        """An ordered set: an axis that runs through the whole graph collects thousands."""
+        self.at_least = 0
+        """So many are picked at a time (TopK), so that fewer may not stay."""
+        self.number = next(_numbers)
 
     def __repr__(self) -> str:
         return f"{self.label or 'a'}#{self.number}[{self.size}]"
@@ -120,6 +122,23 @@ def current_size(expr: Expr) -> Size:
     if len(expr) == 1 and type(expr[0]) is Atom and type(expr[0].size) is int:
         return expr[0].size  # an integer stays what it is, however the atom is refined
     return size(resolve(expr))
+
+
+def current_sizes(exprs: Iterable[Expr]) -> tuple[Size, ...]:
+    """Return ``current_size`` of each axis."""
+    sizes: list[Size] = []
+    for expr in exprs:
+        if not expr:
+            sizes.append(1)
+        elif (
+            len(expr) == 1
+            and type(atom := expr[0]) is Atom
+            and (type(atom.size) is int or atom.definition is None)
+        ):
+            sizes.append(atom.size)
+        else:
+            sizes.append(size(resolve(expr)))
+    return tuple(sizes)
 
 
 def size(expr: Expr) -> Size:
@@ -229,6 +248,7 @@ __all__ = [
     "Sum",
     "concatenation",
     "current_size",
+    "current_sizes",
     "factor_size",
     "indices",
     "is_cut",

@@ -68,7 +68,7 @@ class Solver:
     def unify(self, left: Expr, right: Expr, node: str = "") -> bool:
         """Make both sides the same axis; False where they had to be frozen."""
         left, right = resolve(left), resolve(right)
-        if left == right:
+        if left is right or left == right:
             return True
         if len(left) == 1 and len(right) == 1 and self._join(left[0], right[0], node):
             return True

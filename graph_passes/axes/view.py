@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.graph_passes.axes.axis_map import AxisMap, constant
-from secateur.graph_passes.axes.expression import Expr, current_size
+from secateur.graph_passes.axes.expression import Expr, current_sizes
 from secateur.graph_passes.axes.sizes import Polynomial, Size
 
 _MADE_UP = re.compile(r"^(unk__\d+|[su]\d+|.*:\d+|\(.*\))$")
@@ -58,7 +58,7 @@ class View:
             return declared_shape(self.node.outputs[~slot])
         if slot not in self._shapes:
             exprs = self._inputs[slot] if slot < len(self._inputs) else None
-            found = None if exprs is None else tuple([current_size(expr) for expr in exprs])
+            found = None if exprs is None else current_sizes(exprs)
             self._shapes[slot] = found
         return self._shapes[slot]
 
@@ -121,13 +121,12 @@ def made_up_names(graph: ir.Graph) -> set[str]:
         for dim in (value.shape or ())
         if not isinstance(dim, int) and dim.value and not _MADE_UP.match(dim.value)
     }
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    found = {
-        dimension_name(value, axis, dim)
-        for value in values
-        for axis, dim in enumerate(value.shape or ())
-        if not isinstance(dim, int)
-    }
+    found = set()
+    for value in (*graph.inputs, *(value for node in graph for value in node.outputs)):
+        if value.shape is not None:
+            for axis, dim in enumerate(value.shape.dims):
+                if not isinstance(dim, int):
+                    found.add(dimension_name(value, axis, dim))
     return found - given
 
 

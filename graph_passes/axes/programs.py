@@ -1,0 +1,131 @@
+"""Relations of a node in the form in which the walk executes them, kept for nodes like it.
+
+What a rule says depends on the op, its attributes, the sizes of the inputs and the integers
+that the graph computes from shapes. Nodes that agree in these, as those of two layers do,
+have one program. A rule that looked at more, see ``View.is_particular``, is asked every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from secateur.graph_passes.axes.relations import Fold, Port, ReadAt, Relation, Same
+from secateur.graph_passes.axes.sizes import Size
+
+_MOST_PROGRAMS = 4096
+_PLAIN = frozenset(
+    {
+        *(ir.AttributeType.INT, ir.AttributeType.INTS, ir.AttributeType.FLOAT),
+        *(ir.AttributeType.FLOATS, ir.AttributeType.STRING, ir.AttributeType.STRINGS),
+    }
+)
+"""Attributes that are compared by value and keep nothing alive."""
+
+Shapes = tuple[tuple[Size, ...] | None, ...]
+Pairs = tuple[tuple[int, int], ...]
+
+
+class Step(NamedTuple):
+    """One relation. Where ``inputs`` is None it is executed as it stands.
+
+    Otherwise the axes of the inputs and of the outputs, as (slot, axis) and (output, axis),
+    are one axis; a ``fold`` is recorded behind that.
+    """
+
+    inputs: Pairs | None
+    outputs: Pairs
+    fold: Fold | None
+    relation: Relation
+
+
+class Program(NamedTuple):
+    """What happens to the axes of one node."""
+
+    relations: tuple[Relation, ...]
+    steps: tuple[Step, ...]
+    unmentioned: Pairs
+    """Axes of inputs, as (slot, axis), that no relation names."""
+    output_ranks: tuple[int, ...]
+    """Axes of each output, as the file declares them or else as the relations name them."""
+    reads: frozenset[int]
+    """Inputs whose positions a relation reads an axis at."""
+
+
+class Programs:
+    """Programs by what they depend on; when there are too many, all are forgotten."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Program] = {}
+
+    def find(self, signature: Hashable) -> Program | None:
+        """Return the program of a node that looked the same to its rule."""
+        return self._known.get(signature)
+
+    def keep(self, signature: Hashable, program: Program) -> None:
+        """Keep a program for the next node of that signature."""
+        if len(self._known) >= _MOST_PROGRAMS:
+            self._known.clear()
+        self._known[signature] = program
+
+
+def is_plain(node: ir.Node) -> bool:
+    """Tell whether the attributes of a node can be a part of a signature."""
+    return all(attribute.type in _PLAIN for attribute in node.attributes.data.values())
+
+
+def program_of(
+    relations: Iterable[Relation], input_ranks: Sequence[int | None], declared: Sequence[int]
+) -> Program:
+    """Put relations into the form that is executed.
+
+    Args:
+        relations: What the rule says, in its order.
+        input_ranks: Number of axes per input, None where it is absent or unknown.
+        declared: The same per output; -1 where the file says nothing.
+    """
+    relations = tuple(relations)
+    named = {port for relation in relations for port in _ports(relation)}
+    return Program(
+        relations,
+        tuple([_step(relation, input_ranks) for relation in relations]),
+        tuple(
+            [
+                (slot, axis)
+                for slot, rank in enumerate(input_ranks)
+                for axis in range(rank or 0)
+                if (slot, axis) not in named
+            ]
+        ),
+        tuple([_rank(i, rank, named) for i, rank in enumerate(declared)]),
+        frozenset(relation.slot for relation in relations if isinstance(relation, ReadAt)),
+    )
+
+
+def _rank(output: int, declared: int, named: set[Port]) -> int:
+    if declared >= 0:
+        return declared
+    return max((axis + 1 for slot, axis in named if slot == ~output), default=0)
+
+
+def _step(relation: Relation, input_ranks: Sequence[int | None]) -> Step:
+    if not isinstance(relation, Same | Fold):
+        return Step(None, (), None, relation)
+    ports = relation.ports
+    inputs = tuple([(s, a) for s, a in ports if s >= 0 and input_ranks[s] is not None])
+    outputs = tuple([(~s, a) for s, a in ports if s < 0])
+    return Step(inputs, outputs, relation if isinstance(relation, Fold) else None, relation)
+
+
+def _ports(relation: tuple[object, ...]) -> Iterator[Port]:
+    """Yield the ports that a relation names."""
+    for item in relation:
+        if isinstance(item, Port):
+            yield item
+        elif isinstance(item, tuple):
+            yield from _ports(item)
+
+
+__all__ = ["Pairs", "Program", "Programs", "Shapes", "Step", "is_plain", "program_of"]
