@@ -29,7 +29,7 @@ class Entries:
 
     def run(self, name: str, report: Report) -> None:
         """Report the facts of one entry as they become known."""
-        from trial import compare, cut_in_half, export_error, facts_of
+        from trial import as_module, compare, cut_in_half, export_error, facts_of
 
         net, inputs = self.zoo.build(name)
         example = {key: value.numpy() for key, value in inputs.items()}
@@ -45,6 +45,7 @@ class Entries:
             facts = facts_of(cut)
             report({"pruning_seconds": round(seconds, 4), **facts})
             found = compare(cut, example, folder, self.seed)
+            report(as_module(cut, example, folder))
         equal = bool(found["max_rel_error"] <= TOLERANCE)
         report({**found, "equal": equal, "exact": equal and not facts["renormalised"]})
 
@@ -74,6 +75,8 @@ def verdict(facts: dict[str, Any]) -> str:
         return f"differs from the masked model by {facts['max_rel_error']:.1e}"
     if facts["effect"] == 0:
         return "the masked model computes what the whole one computes"
+    if (facts.get("module_error") or 0.0) > TOLERANCE:
+        return f"as a PyTorch module it differs by {facts['module_error']:.1e}"
     return _too_few_heads(facts)
 
 

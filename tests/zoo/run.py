@@ -21,6 +21,7 @@ from entry import Entries, verdict
 from rich.console import Console
 from rich.table import Table
 
+MODULE_TOLERANCE = 1e-5
 _NOTHING_KNOWN: dict[str, Any] = {
     "exported": False,
     "groups": 0,
@@ -45,6 +46,7 @@ def main() -> int:
     rows = list(_rows(zoo, names, options, console))
     _write(rows, options.output)
     console.print(_table(rows))
+    console.print(_modules(rows), highlight=False)
     left_out = sorted(zoo.not_exportable & set(zoo.names) - set(names))
     if left_out:
         console.print(f"not exportable, says the file: {', '.join(left_out)}")
@@ -79,9 +81,20 @@ def _rows(zoo: Zoo, names: list[str], options: argparse.Namespace, console: Cons
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table("model", "groups", "heads", "expected", "parameters left", "error", "prune s", "")
+    table = Table(
+        "model",
+        "groups",
+        "heads",
+        "expected",
+        "parameters left",
+        "error",
+        "as module",
+        "prune s",
+        "",
+    )
     for row in sorted(rows, key=lambda row: row["name"]):
         error, seconds = row["max_rel_error"], row.get("pruning_seconds")
+        module = row.get("module_error")
         table.add_row(
             row["name"],
             str(row["groups"]),
@@ -89,10 +102,22 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             _expected(row),
             f"{row['parameters_left']:.1%}",
             "-" if error is None else f"{error:.1e}",
+            "-" if module is None else f"{module:.1e}",
             "-" if seconds is None else f"{seconds:.3f}",
             row["failure"] or ("ok, renormalised" if row.get("renormalised") else "ok"),
         )
     return table
+
+
+def _modules(rows: list[dict[str, Any]]) -> str:
+    """How many of the pruned models are as good in PyTorch, and which are refused."""
+    errors = [row["module_error"] for row in rows if row.get("module_error") is not None]
+    refused = [
+        f"{row['name']} ({row['module_refused']})" for row in rows if "module_refused" in row
+    ]
+    equal = sum(error <= MODULE_TOLERANCE for error in errors)
+    line = f"as PyTorch modules: {equal} of {len(errors)} equal to {MODULE_TOLERANCE:.0e}"
+    return f"{line}, {len(refused)} refused{': ' if refused else ''}{'; '.join(refused)}"
 
 
 def _expected(row: dict[str, Any]) -> str:

@@ -132,6 +132,30 @@ def compare(cut: Cut, example: Arrays, folder: Path, seed: int) -> dict[str, flo
     return {"max_rel_error": float(np.max(errors)), "effect": float(np.max(effects))}
 
 
+def as_module(cut: Cut, example: Arrays, folder: Path) -> dict[str, Any]:
+    """The removed model as an nn.Module beside ONNX Runtime on the example inputs.
+
+    ``module_error`` is the largest relative difference, None where ``to_torch`` refuses the
+    model; ``module_refused`` then says why.
+    """
+    import torch
+
+    from secateur.errors import SecateurError
+    from secateur.export.to_torch import to_torch
+    from secateur.export.verify import flatten_outputs
+
+    wanted = _session(cut.small, folder / "removed.onnx")(example)
+    try:
+        module = to_torch(cut.small)
+    except SecateurError as refused:
+        return {"module_error": None, "module_refused": str(refused)}
+    names = [str(value.name) for value in cut.small.graph.inputs]
+    with torch.no_grad():
+        outputs = module(**{name: torch.as_tensor(example[name]) for name in names})
+    pairs = zip(flatten_outputs(outputs).values(), wanted, strict=True)
+    return {"module_error": max(_relative_error(got.numpy(), want) for got, want in pairs)}
+
+
 def _relative_error(got: np.ndarray, wanted: np.ndarray) -> float:
     if got.shape != wanted.shape:
         return float("inf")
