@@ -75,7 +75,7 @@ def build(options: argparse.Namespace) -> None:
 def run(options: argparse.Namespace) -> None:
     """Run the bundle on arrays from an .npz."""
     arrays = read_npz(options.inputs, what="inputs")
-    with open_session(options.bundle, options.target) as call:
+    with open_session(options.bundle, options.target, record=options.record) as call:
         outputs = call(arrays, keep=dict(options.keep))
     if options.output is not None:
         np.savez(options.output, allow_pickle=False, **outputs)
@@ -204,6 +204,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--inputs", type=Path, required=True, help=".npz with an array per input")
     parser.add_argument("--output", type=Path, help="write the outputs to this .npz")
+    parser.add_argument("--record", type=Path, help="append the shapes to this file, for profiles")
     parser.add_argument("--target", default=DEFAULT_TARGET)
     parser.add_argument(
         "--keep", type=_keep, action="append", default=[], metavar="SITE=0.5", help="or SITE=64"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -63,11 +63,29 @@ class ShapeRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Profile:
+    """One set of ranges that an engine is tuned for: of shapes, and of budgets' contents."""
+
+    shapes: Mapping[str, ShapeRange]
+    values: Mapping[str, ShapeRange] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that ``from_json`` reads."""
+        return {"shapes": _ranges_to_json(self.shapes), "values": _ranges_to_json(self.values)}
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> Profile:
+        """The profile that ``to_json`` wrote."""
+        return Profile(_ranges_from_json(record["shapes"]), _ranges_from_json(record["values"]))
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """What an engine must accept, and where it must run.
 
     ``profiles`` gives the range of shapes of every input with a dynamic axis;
     ``shape_values`` the range of the contents of every input that decides a shape (k, permille).
+    They are the first profile; ``more`` are those after it, each with ranges of its own.
     """
 
     profiles: Mapping[str, ShapeRange] = field(default_factory=dict)
@@ -76,10 +94,31 @@ class EngineSpec:
     workspace_bytes: int = DEFAULT_WORKSPACE_BYTES
     decomposable_attention: bool = True
     timeout_s: float = DEFAULT_TIMEOUT_S
+    more: tuple[Profile, ...] = ()
+
+    def each(self) -> tuple[EngineSpec, ...]:
+        """For each profile the specification with that profile alone, in order."""
+        others = (
+            replace(self, profiles=one.shapes, shape_values=one.values, more=())
+            for one in self.more
+        )
+        return replace(self, more=()), *others
+
+    def with_each(self, specs: Sequence[EngineSpec]) -> EngineSpec:
+        """The specification with the profiles of others, each of which has one; undoes ``each``."""
+        more = tuple(Profile(one.profiles, one.shape_values) for one in specs[1:])
+        first = specs[0]
+        return replace(self, profiles=first.profiles, shape_values=first.shape_values, more=more)
+
+    @property
+    def all_profiles(self) -> tuple[Profile, ...]:
+        """Every profile, in the engine's order."""
+        return Profile(self.profiles, self.shape_values), *self.more
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that ``from_json`` reads."""
         return {
+            "more_profiles": [one.to_json() for one in self.more],
             "profiles": _ranges_to_json(self.profiles),
             "shape_values": _ranges_to_json(self.shape_values),
             "compute_capabilities": list(self.compute_capabilities),
@@ -98,6 +137,7 @@ class EngineSpec:
             workspace_bytes=int(record.get("workspace_bytes", DEFAULT_WORKSPACE_BYTES)),
             decomposable_attention=bool(record.get("decomposable_attention", True)),
             timeout_s=float(record.get("timeout_s", DEFAULT_TIMEOUT_S)),
+            more=tuple(Profile.from_json(one) for one in record.get("more_profiles", ())),
         )
 
 
@@ -146,6 +186,7 @@ __all__ = [
     "Built",
     "Engine",
     "EngineSpec",
+    "Profile",
     "Run",
     "ShapeRange",
 ]

@@ -17,7 +17,7 @@ from secateur.runtime.compare import TOLERANCES
 from secateur.runtime.deployed import highest_agreeing_level
 from secateur.runtime.engine_cache import EngineCache, Fetched, ingredients
 from secateur.runtime.goldens import read_goldens
-from secateur.runtime.onnx_outline import read_outline
+from secateur.runtime.onnx_outline import ModelOutline, read_outline
 from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.profiles import complete_spec
 from secateur.runtime.sites import sites_from_metadata
@@ -90,6 +90,10 @@ def forced_spec(twin: Path, spec: EngineSpec) -> EngineSpec:
     twin returns, N from the chain of sites.
     """
     outline = read_outline(twin)
+    return spec.with_each([_forced(outline, one) for one in spec.each()])
+
+
+def _forced(outline: ModelOutline, spec: EngineSpec) -> EngineSpec:
     sites = sites_from_metadata(outline.metadata)
     symbols = symbol_ranges(outline, spec.profiles)
     batches = {info.name: str(info.shape[0]) for info in outline.outputs if info.shape}

@@ -15,6 +15,7 @@ from pathlib import Path
 from secateur import errors
 from secateur.errors import BuildError, SecateurError
 from secateur.runtime.backend import Built, EngineSpec
+from secateur.runtime.build_job import BuildJob, Step
 from secateur.runtime.tensorrt_build import build_engine
 
 _PR_SET_PDEATHSIG = 1
@@ -24,16 +25,25 @@ def main(request_path: Path) -> int:
     """Build what the request says; 0, or 1 with the error in ``error.json``."""
     folder = request_path.parent
     request = json.loads(request_path.read_text(encoding="utf-8"))
+    timings = str(request["timing_cache"])
     _die_with_parent(request["parent"])
     try:
         built = build_engine(
-            request["backend"], Path(request["onnx"]), EngineSpec.from_json(request["spec"])
+            request["backend"],
+            Path(request["onnx"]),
+            EngineSpec.from_json(request["spec"]),
+            job=BuildJob(Path(timings) if timings else None, _print_step),
         )
         _write(built, folder)
     except SecateurError as error:
         (folder / "error.json").write_text(json.dumps(error_to_json(error)), encoding="utf-8")
         return 1
     return 0
+
+
+def _print_step(step: Step) -> None:
+    sys.stdout.write(step.to_line() + "\n")
+    sys.stdout.flush()
 
 
 def _write(built: Built, folder: Path) -> None:

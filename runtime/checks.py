@@ -7,7 +7,9 @@ reference for TopK.*
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 
 from secateur.errors import BadInputError
 from secateur.runtime.backend import EngineSpec, ShapeRange
@@ -17,6 +19,9 @@ from secateur.runtime.sites import Site
 from secateur.runtime.targets import Target
 
 MAX_TOP_K = 3840
+MAX_AXES = 8
+MAX_ELEMENTS = 2**31 - 1
+_PER_MILLE = 1000
 _ENDS = ("min", "opt", "max")
 
 # Operators that TensorRT-RTX 1.7 lacks whatever their inputs, and what to use instead.
@@ -37,14 +42,58 @@ def check_build(
     outline: ModelOutline, sites: Iterable[Site], spec: EngineSpec, target: Target
 ) -> None:
     """Raise BadInputError for the first thing that the target's builder would stumble on."""
-    for name, span in (*spec.profiles.items(), *spec.shape_values.items()):
-        span.check(name)
-    _check_names(outline, spec)
-    check_profiles(outline, spec)
-    _check_shape_values(tuple(sites), outline, spec)
+    sites = tuple(sites)
+    for number, one in enumerate(spec.each()):
+        with naming_profile(number, of=spec):
+            _check_profile(outline, sites, one)
     if target.backend == "rtx":
         _check_operators(outline)
         _check_capabilities(outline, target)
+
+
+@contextmanager
+def naming_profile(number: int, *, of: EngineSpec) -> Generator[None]:
+    """Where there are several profiles, an error inside says which one it is about."""
+    try:
+        yield
+    except BadInputError as error:
+        if not of.more:
+            raise
+        place = f"profile {number} of {1 + len(of.more)}"
+        raise BadInputError(
+            error.what,
+            where=f"{place}: {error.where}" if error.where else place,
+            got=error.got,
+            wanted=error.wanted,
+            next_step=error.next_step,
+        ) from error
+
+
+def _check_profile(outline: ModelOutline, sites: tuple[Site, ...], one: EngineSpec) -> None:
+    for name, span in (*one.profiles.items(), *one.shape_values.items()):
+        span.check(name)
+    _check_names(outline, one)
+    check_profiles(outline, one)
+    for name, span in one.profiles.items():
+        _check_size(name, span)
+    _check_shape_values(sites, outline, one)
+
+
+def _check_size(name: str, span: ShapeRange) -> None:
+    """TensorRT's tensors have at most 8 axes and fewer than 2^31 elements."""
+    if len(span.high) > MAX_AXES:
+        raise BadInputError(
+            f"input {name!r} has too many axes",
+            got=str(len(span.high)),
+            wanted=f"at most {MAX_AXES}",
+        )
+    if math.prod(span.high) > MAX_ELEMENTS:
+        raise BadInputError(
+            f"input {name!r} may have too many elements",
+            got=f"{list(span.high)}, {math.prod(span.high)} elements",
+            wanted=f"at most {MAX_ELEMENTS}",
+            next_step="lower the largest batch or length of the profile",
+        )
 
 
 def _check_names(outline: ModelOutline, spec: EngineSpec) -> None:
@@ -95,6 +144,8 @@ def _check_shape_values(sites: tuple[Site, ...], outline: ModelOutline, spec: En
                 where=f"input {site.budget.input!r}",
                 next_step="give (min, opt, max), or take budgets.default_shape_values",
             )
+        if site.budget.input:
+            _check_amounts(site, spec.shape_values[site.budget.input])
     symbols = symbol_ranges(outline, spec.profiles)
     for stop in along(sites, symbols, spec.shape_values):
         if stop.site.budget.kind != "permille":
@@ -107,6 +158,20 @@ def _check_shape_values(sites: tuple[Site, ...], outline: ModelOutline, spec: En
                 wanted=f"K <= {MAX_TOP_K}",
                 next_step="lower the largest N of the profile or the largest budget",
             )
+
+
+def _check_amounts(site: Site, span: ShapeRange) -> None:
+    """A budget is one number: a count of at least 1, or 1 to 1000 permille."""
+    highest = _PER_MILLE if site.budget.kind == "permille" else span.high[0] if span.high else 0
+    if len(span.low) != 1 or span.low[0] < 1 or span.high[0] > highest:
+        raise BadInputError(
+            f"the range of the budget of site {site.name!r} cannot be",
+            where=f"input {site.budget.input!r}",
+            got=f"min {span.low}, opt {span.usual}, max {span.high}",
+            wanted="one number each, 1 to 1000 permille"
+            if site.budget.kind == "permille"
+            else "one number each, at least 1",
+        )
 
 
 def _check_count(site: Site, tokens: Ends, span: ShapeRange | None) -> None:
@@ -160,9 +225,12 @@ def describe(node: NodeOutline) -> str:
 
 
 __all__ = [
+    "MAX_AXES",
+    "MAX_ELEMENTS",
     "MAX_TOP_K",
     "UNSUPPORTED_BY_RTX",
     "check_build",
     "check_profiles",
     "describe",
+    "naming_profile",
 ]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from secateur.errors import BadInputError
 from secateur.runtime.backend import EngineSpec, ShapeRange
 from secateur.runtime.budgets import default_shape_values
-from secateur.runtime.checks import check_profiles
+from secateur.runtime.checks import check_profiles, naming_profile
 from secateur.runtime.expressions import evaluate
 from secateur.runtime.onnx_outline import ModelOutline
 from secateur.runtime.signature import TensorInfo
@@ -52,14 +52,14 @@ def complete_spec(outline: ModelOutline, spec: EngineSpec, target: Target) -> En
 
     Raises BadInputError for a dynamic input without a range.
     """
-    check_profiles(outline, spec)
     sites = sites_from_metadata(outline.metadata)
-    defaults = default_shape_values(outline, sites, spec.profiles) if sites else {}
-    return replace(
-        spec,
-        shape_values={**defaults, **spec.shape_values},
-        compute_capabilities=target.capabilities,
-    )
+    found = []
+    for number, one in enumerate(spec.each()):
+        with naming_profile(number, of=spec):
+            check_profiles(outline, one)
+            defaults = default_shape_values(outline, sites, one.profiles) if sites else {}
+            found.append(replace(one, shape_values={**defaults, **one.shape_values}))
+    return replace(spec.with_each(found), compute_capabilities=target.capabilities)
 
 
 def _range_of(info: TensorInfo, ranges: Mapping[str, tuple[int, int, int]]) -> ShapeRange:

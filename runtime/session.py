@@ -12,6 +12,7 @@ from secateur.runtime.backend import BACKENDS, Array, Arrays
 from secateur.runtime.bundle import Bundle, open_bundle
 from secateur.runtime.sites import budget_inputs
 from secateur.runtime.targets import parse_target
+from secateur.runtime.traffic import record_request
 
 DEFAULT_TARGET = "onnxruntime"
 
@@ -26,13 +27,18 @@ class BundleRun(Protocol):
 
 @contextmanager
 def open_session(
-    bundle: Bundle | Path | str, target: str = DEFAULT_TARGET, *, deployed: bool = True
+    bundle: Bundle | Path | str,
+    target: str = DEFAULT_TARGET,
+    *,
+    deployed: bool = True,
+    record: Path | None = None,
 ) -> Generator[BundleRun]:
     """Yield ``run(inputs, keep={"encoder.layer.2": 0.5})`` for a bundle on one target.
 
     With ``deployed`` false ONNX Runtime rewrites nothing, as the parity oracle needs; else it
     has the options that the manifest recorded. Budgets that neither ``inputs`` nor ``keep``
-    gives are the sites' defaults. Raises BadInputError and MissingDependencyError before the
+    gives are the sites' defaults. The shapes of every call are appended to the file ``record``,
+    from which profiles can be made. Raises BadInputError and MissingDependencyError before the
     backend is touched; from ``run`` for inputs that do not fit.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
@@ -49,7 +55,11 @@ def open_session(
                 budgets = budget_inputs(
                     inputs, keep, sites=manifest.sites, trained=manifest.trained_keep
                 )
-                return run({**inputs, **budgets})
+                arrays = {**inputs, **budgets}
+                outputs = run(arrays)
+                if record is not None:
+                    record_request(record, arrays, (s.budget.input for s in manifest.sites))
+                return outputs
 
             yield run_bundle
     finally:

@@ -114,7 +114,7 @@ def budget_inputs(
     for site in known.values():
         if site.name in keep:
             _check_settable(site, arrays)
-            found[site.budget.input] = np.array([_budget(site, keep[site.name])], np.int64)
+            found[site.budget.input] = np.array([amount_of(site, keep[site.name])], np.int64)
             _warn_if_untrained(site, keep[site.name], trained)
         elif site.budget.input and site.budget.input not in arrays:
             found[site.budget.input] = np.array([site.budget.default], np.int64)
@@ -136,8 +136,11 @@ def _check_settable(site: Site, arrays: Arrays) -> None:
         )
 
 
-def _budget(site: Site, value: float) -> int:
-    """The integer that the site's input carries."""
+def amount_of(site: Site, value: float) -> int:
+    """The integer that the site's input carries for a share or a count.
+
+    Raises BadInputError for a share where the site takes counts, and the other way round.
+    """
     is_count = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if site.budget.kind == "count":
         if is_count and value >= max(1, site.protected):
@@ -166,4 +169,11 @@ def _warn_if_untrained(site: Site, value: float, trained: Mapping[str, float]) -
         )
 
 
-__all__ = ["METADATA_KEY", "Budget", "Site", "budget_inputs", "sites_from_metadata"]
+__all__ = [
+    "METADATA_KEY",
+    "Budget",
+    "Site",
+    "amount_of",
+    "budget_inputs",
+    "sites_from_metadata",
+]

@@ -11,15 +11,17 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from secateur.errors import BuildError
 from secateur.runtime.backend import BACKENDS, Built, Engine, EngineSpec, Run
+from secateur.runtime.build_job import PROGRESS_MARK, QUIET, BuildJob, OnStep, Step
 from secateur.runtime.build_worker import error_from_json
 from secateur.runtime.checks import check_build
 from secateur.runtime.onnx_outline import read_outline
@@ -41,7 +43,7 @@ class TensorRt:
         """The engine alone; see ``build_with_record``."""
         return self.build_with_record(onnx_path, spec).engine
 
-    def build_with_record(self, onnx_path: Path, spec: EngineSpec) -> Built:
+    def build_with_record(self, onnx_path: Path, spec: EngineSpec, job: BuildJob = QUIET) -> Built:
         """The engine and its side-car.
 
         Raises BadInputError for what is wrong before a build (files, profiles, K), BuildError
@@ -52,7 +54,7 @@ class TensorRt:
         sites = sites_from_metadata(outline.metadata)
         check_build(outline, sites, spec, Target(self.library, spec.compute_capabilities))
         installed_version(self.library)
-        return build_in_child(self.library, onnx_path, spec)
+        return build_in_child(self.library, onnx_path, spec, job)
 
     @contextmanager
     def session(self, engine: Engine) -> Generator[Run]:
@@ -72,7 +74,7 @@ BACKENDS.register("rtx")(partial(TensorRt, "rtx"))
 BACKENDS.register("tensorrt")(partial(TensorRt, "tensorrt"))
 
 
-def build_in_child(backend: str, onnx_path: Path, spec: EngineSpec) -> Built:
+def build_in_child(backend: str, onnx_path: Path, spec: EngineSpec, job: BuildJob = QUIET) -> Built:
     """Run ``build_worker`` and bring back its engine, or its error as if raised here."""
     with tempfile.TemporaryDirectory(prefix="secateur-build-") as name:
         folder = Path(name)
@@ -80,10 +82,11 @@ def build_in_child(backend: str, onnx_path: Path, spec: EngineSpec) -> Built:
             "backend": backend,
             "onnx": str(onnx_path.resolve()),
             "spec": spec.to_json(),
+            "timing_cache": str(job.timing_cache.resolve()) if job.timing_cache else "",
             "parent": os.getpid(),
         }
         (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
-        code = _run_worker(folder, spec.timeout_s)
+        code = _run_worker(folder, spec.timeout_s, job.on_step)
         if code == 0:
             record: dict[str, Any] = json.loads((folder / "record.json").read_text())
             return Built((folder / "engine").read_bytes(), record)
@@ -98,25 +101,43 @@ def build_in_child(backend: str, onnx_path: Path, spec: EngineSpec) -> Built:
         )
 
 
-def _run_worker(folder: Path, timeout_s: float) -> int:
+def _run_worker(folder: Path, timeout_s: float, on_step: OnStep) -> int:
     # -P: a folder of the caller that is named like a package must not be imported.
     command = [sys.executable, "-P", "-m", "secateur.runtime.build_worker"]
     with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*command, str(folder / "request.json")],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
+        reader = threading.Thread(target=_read_steps, args=(process, log, on_step), daemon=True)
+        reader.start()
         try:
-            return subprocess.run(
-                [*command, str(folder / "request.json")],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                timeout=timeout_s,
-                check=False,
-            ).returncode
+            code = process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
             raise BuildError(
                 f"the build took longer than {timeout_s:g} s and was stopped",
                 got=_log_tail(folder / "log"),
                 next_step="raise timeout_s, narrow the profile, or build on a faster machine",
             ) from error
+        finally:
+            process.kill()
+            process.wait()
+            reader.join()
+        return code
+
+
+def _read_steps(process: subprocess.Popen[bytes], log: IO[bytes], on_step: OnStep) -> None:
+    """Tell of the steps in a build's standard output; what else is in it goes to the log."""
+    if process.stdout is None:
+        return
+    with process.stdout:
+        for line in process.stdout:
+            if line.startswith(PROGRESS_MARK.encode()):
+                on_step(Step.from_line(line.decode()))
+            else:
+                log.write(line)
 
 
 def _cause_of_death(code: int) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from secateur.errors import BadInputError, BuildError
 from secateur.runtime.backend import Built, EngineSpec, ShapeRange
+from secateur.runtime.build_job import BuildJob
 from secateur.runtime.checks import describe
 from secateur.runtime.files import sha256_of
 from secateur.runtime.onnx_outline import ModelOutline, NodeOutline, read_outline
@@ -26,11 +27,12 @@ from secateur.runtime.tensorrt_api import (
     network_flags,
     set_capabilities,
 )
+from secateur.runtime.tensorrt_job import keep_timings, use_timings, watch
 
 SIDECAR_SCHEMA = 1
 
 
-def build_engine(backend: str, onnx_path: Path, spec: EngineSpec) -> Built:
+def build_engine(backend: str, onnx_path: Path, spec: EngineSpec, *, job: BuildJob) -> Built:
     """Parse, configure and build; the engine and its side-car.
 
     Raises BuildError with every error of the parser (node and module named) or the builder's
@@ -46,9 +48,12 @@ def build_engine(backend: str, onnx_path: Path, spec: EngineSpec) -> Built:
     _parse(parser, onnx_path, outline, messages=messages)
     decomposed = allow_decomposition(trt, network) if spec.decomposable_attention else 0
     config = _configure(trt, builder, network, spec=spec)
+    watch(trt, config, job.on_step)
+    use_timings(config, job.timing_cache)
     serialised = builder.build_serialized_network(network, config)
     _check_log(messages, outline, built=serialised is not None)
     engine = bytes(serialised)
+    keep_timings(config, job.timing_cache)
     record = {
         "schema": SIDECAR_SCHEMA,
         "backend": backend,
@@ -56,6 +61,7 @@ def build_engine(backend: str, onnx_path: Path, spec: EngineSpec) -> Built:
         "outputs": _tensors(network.num_outputs, network.get_output),
         "profiles": spec.to_json()["profiles"],
         "shape_values": spec.to_json()["shape_values"],
+        "more_profiles": spec.to_json()["more_profiles"],
         "compute_capabilities": list(spec.compute_capabilities),
         "workspace_bytes": spec.workspace_bytes,
         "decomposed_attentions": decomposed,
@@ -113,16 +119,19 @@ def _given_name(node: NodeOutline) -> str:
 def _configure(trt: Any, builder: Any, network: Any, *, spec: EngineSpec) -> Any:  # noqa: ANN401
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_bytes)
+    # Layer names and shapes stay in the engine, for the report after the build.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     set_capabilities(trt, config, spec.compute_capabilities)
-    profile = builder.create_optimization_profile()
-    for place in range(network.num_inputs):
-        _set_range(profile, network.get_input(place), spec)
-    if config.add_optimization_profile(profile) < 0:
-        raise BuildError(
-            "the builder refuses the profile",
-            got=str(spec.to_json()["profiles"]),
-            next_step="check min <= opt <= max for every input",
-        )
+    for one in spec.each():
+        profile = builder.create_optimization_profile()
+        for place in range(network.num_inputs):
+            _set_range(profile, network.get_input(place), one)
+        if config.add_optimization_profile(profile) < 0:
+            raise BuildError(
+                "the builder refuses the profile",
+                got=str(one.to_json()["profiles"]),
+                next_step="check min <= opt <= max for every input",
+            )
     return config
 
 

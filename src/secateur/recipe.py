@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +16,7 @@ SCHEMA_VERSION: Literal[1] = 1
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Shapes = dict[str, tuple[int, ...]]
+Amounts = tuple[int | float, int | float, int | float]
 
 _SHAPE = re.compile(r"(?P<name>[^:,]+):(?P<sizes>\d+(?:x\d+)*)")
 
@@ -159,6 +161,16 @@ class Profile(_Strict):
     min: NamedShapes
     opt: NamedShapes
     max: NamedShapes
+    keep: dict[str, Amounts] = Field(default_factory=dict)
+    """Range of a site's budget, [min, opt, max], as shares or counts; empty: all that can be."""
+
+    @field_validator("keep")
+    @classmethod
+    def _rising(cls, keep: dict[str, Amounts]) -> dict[str, Amounts]:
+        for site, (low, usual, high) in keep.items():
+            if not 0 < low <= usual <= high:
+                raise ValueError(f"{site}: wanted 0 < min <= opt <= max")
+        return keep
 
     @model_validator(mode="after")
     def _ordered(self) -> Profile:
@@ -176,6 +188,15 @@ class Profile(_Strict):
     def ranges(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
         """(min, opt, max) shape by input name."""
         return {name: (low, self.opt[name], self.max[name]) for name, low in self.min.items()}
+
+
+class Traffic(_Strict):
+    """Profiles from recorded requests, instead of shapes."""
+
+    file: Path
+    """What ``python -m secateur.runtime run --record FILE`` wrote, one request a line."""
+    profiles: Annotated[int, Field(ge=1, le=16)] = 1
+    """At most this many profiles; requests are divided where their sizes differ most."""
 
 
 class Parity(_Strict):
@@ -214,6 +235,16 @@ class Report(_Strict):
     """Sample inputs whose kept tokens are shown."""
 
 
+def _one_or_several(value: object) -> object:
+    return (value,) if isinstance(value, Mapping | Profile) else value
+
+
+Profiles = Annotated[
+    tuple[Profile, ...],
+    BeforeValidator(_one_or_several, json_schema_input_type=Profile | tuple[Profile, ...]),
+]
+
+
 class Recipe(_Strict):
     """Everything ``secateur deploy`` does, in one file."""
 
@@ -227,7 +258,9 @@ class Recipe(_Strict):
     select: tuple[Selection, ...] = ()
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("onnxruntime",)
     """``onnxruntime``, ``rtx:sm86,sm89``, ``tensorrt``."""
-    profile: Profile | None = None
+    profile: Profiles = ()
+    """The shapes an engine must take; a list of several gives it as many profiles."""
+    traffic: Traffic | None = None
     parity: Parity = Parity()
     bench: Bench | None = None
     report: Report = Report()
@@ -245,6 +278,8 @@ class Recipe(_Strict):
     def _consistent(self) -> Recipe:
         if self.plan is not None and self.remove:
             raise ValueError("has both plan and remove; a plan replaces remove")
+        if self.profile and self.traffic is not None:
+            raise ValueError("has both profile and traffic; give one of them")
         sites = [selection.site for selection in self.select]
         for site in sites:
             if sites.count(site) > 1:
@@ -269,6 +304,7 @@ __all__ = [
     "Removal",
     "Report",
     "Selection",
+    "Traffic",
     "json_schema",
     "parse_shapes",
 ]

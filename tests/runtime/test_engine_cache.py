@@ -230,12 +230,12 @@ def test_an_entry_in_use_is_not_removed(tmp_path):
         ("", "off", None),
         ("", "/variable", "/variable"),
         ("/told", "/variable", "/told"),
-        ("", "", "/home/cache/secateur/engines"),
+        ("", "", "/caches/secateur/engines"),
     ],
 )
 def test_the_cache_is_told_or_in_the_variable_or_the_users(text, variable, folder, monkeypatch):
     monkeypatch.setenv("SECATEUR_CACHE", variable)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/home/cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
     found = engine_cache(text)
     assert (str(found.folder) if found else None) == folder
 

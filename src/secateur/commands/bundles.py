@@ -65,9 +65,11 @@ def build(
     /,
     *,
     target: Annotated[tuple[str, ...], Parameter(negative=())],
-    min_shapes: str = "",
-    opt_shapes: str = "",
-    max_shapes: str = "",
+    min_shapes: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    opt_shapes: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    max_shapes: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    traffic: Path | None = None,
+    profiles: int = 1,
     optimisation: Literal["auto", "disabled", "basic", "extended", "all"] = "auto",
     cache: str = "",
     json: bool = False,
@@ -83,11 +85,15 @@ def build(
     target
         onnxruntime, rtx, or rtx:sm86,sm89; may be given several times.
     min_shapes
-        Smallest shapes, as input_ids:1x16,attention_mask:1x16.
+        Smallest shapes, as input_ids:1x16,attention_mask:1x16; several give several profiles.
     opt_shapes
         The shapes that run most often.
     max_shapes
         Largest shapes.
+    traffic
+        Recorded requests to take the shapes from, as run --record writes them.
+    profiles
+        Of recorded requests: at most so many profiles.
     optimisation
         ONNX Runtime's graph optimisation as deployed; auto is the highest that keeps the numbers.
     cache
@@ -97,13 +103,12 @@ def build(
     """
     from secateur.runtime.build import BuildOptions
     from secateur.runtime.engine_cache import engine_cache
-    from secateur.workflow.building import build_bundle, profile_from
+    from secateur.workflow.building import build_bundle, shapes_from
 
-    given = (min_shapes, opt_shapes, max_shapes)
-    profile = profile_from(*given) if any(given) else None
+    source = shapes_from(min_shapes, opt_shapes, max_shapes, traffic=traffic, count=profiles)
     with Steps(quiet=json).step(f"build for {', '.join(target)}"):
         options = BuildOptions(optimisation, cache=engine_cache(cache))
-        built = build_bundle(model, output, target, profile=profile, options=options)
+        built = build_bundle(model, output, target, profiles=source, options=options)
     rows = [(a.target, a.file, f"{a.bytes / 2**20:.1f}", f"{a.seconds:.1f}", a.note) for a in built]
     if json:
         print_json([asdict(artefact) for artefact in built])

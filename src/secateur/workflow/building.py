@@ -13,7 +13,7 @@ from secateur.errors import BadInputError
 from secateur.export.marker_translation import without_markers
 from secateur.export.onnx_file import from_onnx
 from secateur.graph_passes.lowering import MARKER, has_markers
-from secateur.recipe import Profile
+from secateur.recipe import Profile, Traffic
 from secateur.runtime.build import BuildOptions
 from secateur.runtime.bundle import MODEL_NAME, is_bundle
 from secateur.runtime.bundle_writer import Draft, new_bundle, revised_bundle
@@ -35,12 +35,36 @@ from secateur.workflow.selecting import select_tokens
 AUTOMATIC = "auto"
 
 
-def profile_from(low: str, usual: str, high: str) -> Profile:
-    """A profile from three strings of named shapes, ``input_ids:1x16,...``.
+def shapes_from(
+    low: Sequence[str],
+    usual: Sequence[str],
+    high: Sequence[str],
+    *,
+    traffic: Path | None = None,
+    count: int = 1,
+) -> tuple[Profile, ...] | Traffic:
+    """Profiles from three lists of strings of named shapes, ``input_ids:1x16,...``.
+
+    Or ``count`` profiles from recorded requests, where there are no strings.
 
     Raises:
-        BadInputError: not such strings, or min <= opt <= max does not hold.
+        BadInputError: not such strings, lists of different lengths, min <= opt <= max does
+            not hold, or strings and requests are given.
     """
+    if traffic is not None and not low:
+        return Traffic(file=traffic, profiles=count)
+    if traffic is not None:
+        raise BadInputError("shapes and recorded traffic are both given", wanted="one of them")
+    if not len(low) == len(usual) == len(high):
+        raise BadInputError(
+            "every profile has smallest, usual and largest shapes",
+            got=f"{len(low)} --min-shapes, {len(usual)} --opt-shapes, {len(high)} --max-shapes",
+            wanted="as many of each",
+        )
+    return tuple(_profile_from(*ends) for ends in zip(low, usual, high, strict=True))
+
+
+def _profile_from(low: str, usual: str, high: str) -> Profile:
     try:
         return Profile.model_validate({"min": low, "opt": usual, "max": high})
     except ValidationError as error:
@@ -59,7 +83,7 @@ def build_bundle(
     output: Path | None,
     targets: Sequence[str],
     *,
-    profile: Profile | None,
+    profiles: Sequence[Profile] | Traffic,
     options: BuildOptions,
 ) -> tuple[Artefact, ...]:
     """Build engines for a bundle, or a new bundle around an ONNX file.
@@ -68,7 +92,7 @@ def build_bundle(
         model: a bundle or an .onnx file.
         output: of the new bundle; for a bundle None builds into it.
         targets: such as ``rtx:sm86``.
-        profile: shapes; a bundle has its own.
+        profiles: shapes, or recorded requests; empty where a bundle has its own.
         options: the cache, and ONNX Runtime's level as deployed; ``auto`` takes the highest
             that changes no number of made-up inputs.
 
@@ -83,7 +107,7 @@ def build_bundle(
                 "engines are built into the bundle itself", got=str(output), wanted="no output"
             )
         with revised_bundle(model) as draft:
-            return _build(draft, names, profile, options)
+            return _build(draft, names, profiles, options)
     outline = read_outline(model)
     if output is None:
         raise BadInputError(
@@ -96,7 +120,7 @@ def build_bundle(
             _place(draft, from_onnx(model), dense=None)
         else:
             draft.place_model(MODEL_NAME, model)
-        return _build(draft, names, profile, options)
+        return _build(draft, names, profiles, options)
 
 
 def bundle_model(
@@ -133,12 +157,15 @@ def _place(draft: Draft, model: ir.Model, dense: ir.Model | None) -> Path:
 
 
 def _build(
-    draft: Draft, targets: Sequence[str], profile: Profile | None, options: BuildOptions
+    draft: Draft,
+    targets: Sequence[str],
+    profiles: Sequence[Profile] | Traffic,
+    options: BuildOptions,
 ) -> tuple[Artefact, ...]:
     model = draft.folder / MODEL_NAME
     spec = draft.manifest.spec
-    if profile is not None:
-        spec = replace(spec, profiles=shipping.engine_spec(model, profile).profiles)
+    if profiles:
+        spec = spec.with_each(shipping.engine_spec(model, profiles).each())
     shipping.check_targets(model, spec, targets)
     shipping.with_spec(draft, spec, model)
     level = _level(model, targets, options.optimisation)
@@ -154,4 +181,4 @@ def _level(model: Path, targets: Sequence[str], asked: str) -> str:
     return highest_agreeing_level(model, batches, tolerance=TOLERANCES["float32"])
 
 
-__all__ = ["build_bundle", "bundle_model", "profile_from"]
+__all__ = ["build_bundle", "bundle_model", "shapes_from"]

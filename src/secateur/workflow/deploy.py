@@ -160,7 +160,7 @@ def _batches(recipe: Recipe, samples: Samples) -> list[dict[str, Any]]:
 def _place_models(draft: Draft, recipe: Recipe, work: Work) -> None:
     """Write the shipped model, its forced twin and the dense one; check every target first."""
     model = shipping.place_models(draft, work.shipped, work.source.graph)
-    spec = shipping.engine_spec(model, recipe.profile)
+    spec = shipping.engine_spec(model, recipe.traffic or recipe.profile)
     shipping.check_targets(model, spec, recipe.targets)
     shipping.with_spec(draft, spec, model)
 

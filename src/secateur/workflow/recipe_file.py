@@ -235,6 +235,9 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
     }
     if recipe.cache not in {"", "off"}:
         changes["cache"] = str((folder / Path(recipe.cache).expanduser()).resolve())
+    if recipe.traffic is not None:
+        file = folder / recipe.traffic.file
+        changes["traffic"] = recipe.traffic.model_copy(update={"file": file})
     if recipe.plan is not None:
         changes["plan"] = folder / recipe.plan
     if recipe.data is not None:

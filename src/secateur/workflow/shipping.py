@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,20 +13,25 @@ import onnx_ir as ir
 from secateur.errors import BadInputError
 from secateur.export.onnx_file import save
 from secateur.graph_passes.force_selection import force
-from secateur.recipe import Profile
+from secateur.recipe import Profile, Traffic
 from secateur.runtime.backend import EngineSpec, ShapeRange
+from secateur.runtime.backend import Profile as EngineProfile
 from secateur.runtime.build import BuildOptions, build_target
 from secateur.runtime.bundle import DENSE_NAME, FORCED_NAME, MODEL_NAME
 from secateur.runtime.bundle_writer import Draft
 from secateur.runtime.checks import check_build
 from secateur.runtime.goldens import GoldenCase
 from secateur.runtime.onnx_outline import read_outline
+from secateur.runtime.profile_choice import advice
 from secateur.runtime.profiles import complete_spec
-from secateur.runtime.sites import sites_from_metadata
+from secateur.runtime.sites import Site, amount_of, sites_from_metadata
 from secateur.runtime.targets import Target, parse_target
+from secateur.runtime.traffic import profiles_from_traffic, read_traffic
 from secateur.runtime.versions import installed_version
 from secateur.workflow.golden import Golden, site_records
 from secateur.workflow.results import Artefact
+
+logger = logging.getLogger(__name__)
 
 
 def place_models(draft: Draft, model: ir.Model, dense: ir.Model | None) -> Path:
@@ -38,20 +44,47 @@ def place_models(draft: Draft, model: ir.Model, dense: ir.Model | None) -> Path:
     return file
 
 
-def engine_spec(model: Path, profile: Profile | None) -> EngineSpec:
-    """The ranges of shapes that a recipe's profile gives a model.
+def engine_spec(model: Path, source: Sequence[Profile] | Traffic) -> EngineSpec:
+    """The ranges that a recipe's profiles, or recorded requests, give a model.
 
     Raises:
-        BadInputError: a profile for an input that the model does not have.
+        BadInputError: a profile for an input or a site that the model does not have; traffic
+            that cannot be read.
     """
-    ranges = {name: ShapeRange(*ends) for name, ends in (profile.ranges if profile else {}).items()}
-    known = [info.name for info in read_outline(model).inputs]
-    if unknown := [name for name in ranges if name not in known]:
+    outline = read_outline(model)
+    if isinstance(source, Traffic):
+        profiles = profiles_from_traffic(read_traffic(source.file), source.profiles)
+    else:
+        sites = {site.name: site for site in sites_from_metadata(outline.metadata)}
+        profiles = tuple(_profile(one, sites) for one in source)
+    known = [info.name for info in outline.inputs]
+    unknown = [name for one in profiles for name in {**one.shapes, **one.values}]
+    if unknown := [name for name in unknown if name not in known]:
         raise BadInputError(
             f"the profile names an input that the model does not have: {unknown[0]!r}",
             wanted="one of " + ", ".join(known),
         )
-    return EngineSpec(profiles=ranges)
+    for text in advice(profiles):
+        logger.warning("%s", text)
+    return EngineSpec().with_each([EngineSpec(one.shapes, one.values) for one in profiles or _NONE])
+
+
+_NONE = (EngineProfile({}),)
+
+
+def _profile(profile: Profile, sites: Mapping[str, Site]) -> EngineProfile:
+    shapes = {name: ShapeRange(*ends) for name, ends in profile.ranges.items()}
+    values = {}
+    for name, amounts in profile.keep.items():
+        if name not in sites or not sites[name].budget.input:
+            raise BadInputError(
+                f"the profile limits what site {name!r} keeps, which is not set at run time",
+                wanted="one of "
+                + (", ".join(n for n, s in sites.items() if s.budget.input) or "none"),
+            )
+        ends = [(amount_of(sites[name], amount),) for amount in amounts]
+        values[sites[name].budget.input] = ShapeRange(*ends)
+    return EngineProfile(shapes, values)
 
 
 def check_targets(model: Path, spec: EngineSpec, targets: Iterable[str]) -> None:

@@ -231,6 +231,7 @@ def _write_plan(
         shape_inputs=frozenset(budget.input for budget in budgets),
         warm_up=_warm_up(bundle, inputs, batching, folder=folder),
         instances="KIND_GPU",
+        n_profiles=len(bundle.manifest.spec.all_profiles),
     )
     version = f"Triton has to carry TensorRT {entry.requires}, on the GPU it was built on"
     return config, (*_notes(batching, config), version)
@@ -255,8 +256,11 @@ def _batching(bundle: Bundle, outline: ModelOutline, asked: int) -> _Batching:
         first = info.shape[0] if info.shape else ""
         if not isinstance(first, str) or not first or first != symbol:
             return _Batching(0, 0, f"the first axis of {info.name} is not a dynamic batch")
-    spec = bundle.manifest.spec
-    low, usual, high = symbol_ranges(outline, spec.profiles).get(str(symbol), (1, 1, asked))
+    ends = [
+        symbol_ranges(outline, one.shapes).get(str(symbol), (1, 1, asked))
+        for one in bundle.manifest.spec.all_profiles
+    ]
+    low, usual, high = min(e[0] for e in ends), ends[0][1], max(e[2] for e in ends)
     if not high:
         raise BadInputError(
             "the bundle has no profile that says how large a batch may be",

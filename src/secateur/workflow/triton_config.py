@@ -39,7 +39,8 @@ class ModelConfig:
     """A served model.
 
     ``max_batch`` 0 means that requests carry whole batches; else the tensors' first axis is
-    Triton's own and is not listed. ``shape_inputs`` are read by a TensorRT engine on the host.
+    Triton's own and is not listed. ``shape_inputs`` are read by a TensorRT engine on the host,
+    and ``n_profiles`` is how many profiles it has.
     """
 
     name: str
@@ -52,6 +53,7 @@ class ModelConfig:
     warm_up: WarmUp | None = None
     graph_level: int = 0
     instances: str = "KIND_AUTO"
+    n_profiles: int = 0
 
     def to_text(self) -> str:
         """The content of ``config.pbtxt``; BadInputError for a type that Triton lacks."""
@@ -99,7 +101,7 @@ class ModelConfig:
         )
 
     def _instances(self) -> list[str]:
-        profile = ' profile: "0"' if self.platform == "tensorrt_plan" else ""
+        profile = "".join(f' profile: "{place}"' for place in range(self.n_profiles))
         return [f"instance_group {{ kind: {self.instances} count: 1{profile} }}"]
 
     def _warm_up(self) -> list[str]:
