@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from secateur.calibration.compensation.core import COMPENSATIONS, Compensation, Kept
 from secateur.calibration.compensation.writing import add_bias, write_weight
-from secateur.calibration.statistics.gathering import Accumulator, gather
+from secateur.calibration.statistics.gathering import Accumulator, How, gather
 from secateur.calibration.statistics.places import Place, all_places
 from secateur.errors import BadInputError
 from secateur.graph_passes.axes import Atom, indices, leaves
@@ -78,7 +78,7 @@ def compensate(
     for step in steps:
         pairs = [(place, one.sums) for one in step for place in one.places]
         behind = _silenced(analysis.model, weights) if propagate else analysis.model
-        gather(behind, pairs, batches, patches=compensation.patches)
+        gather(behind, pairs, batches, How(patches=compensation.patches))
         for one in step:
             _fit(analysis.model, one, compensation)
             one.sums = compensation.begin()  # the products are larger than the weights

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.gathered import by_unit, readings
+from secateur.calibration.statistics.gathering import How
 from secateur.calibration.statistics.moments import Fluctuation
 from secateur.calibration.statistics.places import Place
 from secateur.errors import BadInputError
@@ -34,7 +35,7 @@ def flap(group: Group, context: Context) -> Scores:
         BadInputError: fewer than two samples, or features that never change.
     """
     total = np.zeros(group.size)
-    for place, found in readings(group, context, _fluctuation, at_least=2):
+    for place, found in readings(group, context, _fluctuation, How(at_least=2)):
         if not found.fluctuation.any():
             raise BadInputError(
                 "no feature changes over the data", where=place.value, wanted="samples that differ"

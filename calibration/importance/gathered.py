@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.calibration.importance.core import Context, Scores
-from secateur.calibration.statistics.gathering import Accumulator, gather
+from secateur.calibration.statistics.gathering import BY_FEATURE, Accumulator, How, gather
 from secateur.calibration.statistics.places import Place, all_places, places_of
 from secateur.calibration.units import sum_by_unit
 from secateur.graph_passes.groups import Group
@@ -21,9 +21,7 @@ def readings(
     group: Group,
     context: Context,
     make: Callable[[Place, Group], Kind],
-    *,
-    patches: bool = False,
-    at_least: int = 1,
+    how: How = BY_FEATURE,
 ) -> list[tuple[Place, Kind]]:
     """Return the places that read a group with the sums that ``make`` began for each.
 
@@ -41,7 +39,7 @@ def readings(
             for one in context.groups
         }
         pairs = [pair for found in made.values() for pair in found]
-        gather(context.analysis.model, pairs, context.data, patches=patches, at_least=at_least)
+        gather(context.analysis.model, pairs, context.data, how)
         context.gathered[key] = made
     found: list[tuple[Place, Kind]] = context.gathered[key][group.name]
     return found

@@ -13,6 +13,7 @@ import numpy as np
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.gathered import by_unit, readings
 from secateur.calibration.importance.wanda import moments, per_column
+from secateur.calibration.statistics.gathering import BY_KERNEL
 from secateur.calibration.statistics.gram import Gram
 from secateur.calibration.statistics.normal import damped, without_dead
 from secateur.calibration.statistics.places import Place
@@ -37,7 +38,7 @@ def obd(group: Group, context: Context) -> Scores:
 def obs(group: Group, context: Context) -> Scores:
     """Half of the squared weights that read the unit over the inverse Hessian's diagonal."""
     parts = []
-    for place, sums in readings(group, context, gram, patches=True):
+    for place, sums in readings(group, context, gram, BY_KERNEL):
         hessian, weight = without_dead(sums.products, place.matrix())
         inverse = np.linalg.inv(damped(hessian))
         parts.append(by_unit(np.square(weight).sum(axis=0) / np.diag(inverse), place, group))

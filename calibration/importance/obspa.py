@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
-from secateur.calibration.statistics.gathering import gather
+from secateur.calibration.statistics.gathering import BY_KERNEL, gather
 from secateur.calibration.statistics.gram import Gram
 from secateur.calibration.statistics.normal import DAMPING, damped, upper_factor, without_dead
 from secateur.calibration.statistics.places import Place, all_places
@@ -60,7 +60,7 @@ def _scores(context: Context) -> tuple[_Places, dict[ir.Node, Scores]]:
         if _input(place) not in shared:
             shared[_input(place)] = Gram()
             pairs.append((place, shared[_input(place)]))
-    gather(context.analysis.model, pairs, context.data, patches=True)
+    gather(context.analysis.model, pairs, context.data, BY_KERNEL)
     scores = {
         node: weight_scores(place.matrix(), shared[_input(place)].hessian)
         for node, place in places.items()

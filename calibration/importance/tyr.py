@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.gathered import readings
 from secateur.calibration.importance.obd import gram
+from secateur.calibration.statistics.gathering import BY_KERNEL
 from secateur.calibration.statistics.normal import damped
 from secateur.graph_passes.groups import Group
 
@@ -45,7 +46,7 @@ def tyr(group: Group, context: Context) -> Scores:
     remove all of them serves every ratio. Ties of a round are ordered by their loss.
     """
     total = np.zeros(group.size)
-    for place, sums in readings(group, context, gram, patches=True):
+    for place, sums in readings(group, context, gram, BY_KERNEL):
         normal = normal_from_gram(place.matrix(), sums.products)
         total = total + removal_order(normal, place.owners(group.atom), group.size)
     return total

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,13 +26,45 @@ class Accumulator(Protocol):
         """Take in samples of (tokens, features) each."""
 
 
+class Scaling(Protocol):
+    """Weights of tokens."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Values that have to be looked at besides the activations."""
+
+    def scaled(
+        self,
+        place: Place,
+        samples: Sequence[NDArray[Any]],
+        seen: Batch,
+        real: NDArray[np.bool_] | None,
+    ) -> list[NDArray[Any]]:
+        """Multiply each row by the root of its token's weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How the rows of an activation are seen."""
+
+    patches: bool = False
+    """Take a convolution's input by what its kernel covers, not by channel."""
+    at_least: int = 1
+    """Samples that the sums need."""
+    scaling: Scaling | None = None
+    """How much each token counts; a convolution's patches count the same."""
+
+
+BY_FEATURE = How()
+BY_KERNEL = How(patches=True)
+"""As the columns of ``Place.matrix`` are."""
+
+
 def gather(
     model: ir.Model,
     sums: Sequence[tuple[Place, Accumulator]],
     data: Iterable[Batch],
-    *,
-    patches: bool = False,
-    at_least: int = 1,
+    how: How = BY_FEATURE,
 ) -> None:
     """Run the data through the graph and add what flows into each place.
 
@@ -42,26 +75,30 @@ def gather(
         model: also one that drops tokens.
         sums: places with what to add their rows to; places may share a sum.
         data: batches; read once, one in memory at a time.
-        patches: take a convolution's input by what its kernel covers, not by channel.
-        at_least: samples that the sums need.
+        how: rows are seen.
 
     Raises:
         BadInputError: no data, too little of it, the same sample again and again, inputs that
             do not fit, or an activation that is NaN or infinite (named with its weight).
     """
     padding = Padding(model)
-    names = sorted({place.value for place, _ in sums} | set(padding.outputs))
-    watch = _Watch(at_least)
+    names = sorted(
+        {place.value for place, _ in sums}
+        | set(padding.outputs)
+        | set(how.scaling.outputs if how.scaling else ())
+    )
+    watch = _Watch(how.at_least)
     for batch, seen in observe(model, names, watch.over(data)):
         for place, total in sums:
             array = seen[place.value]
             _check_finite(array, place)
-            if patches and any(size > 1 for size in place.kernel):
+            if how.patches and any(size > 1 for size in place.kernel):
                 total.add(patches_of(array, place))
                 continue
             real = padding.rows(place.value, array.shape, batch, seen)
-            on_tokens = place.axis > 1 or array.ndim == 2
-            total.add(samples_of(array, place.axis, real if on_tokens else None))
+            real = real if place.axis > 1 or array.ndim == 2 else None
+            rows = samples_of(array, place.axis, real)
+            total.add(how.scaling.scaled(place, rows, seen, real) if how.scaling else rows)
     watch.check()
 
 
@@ -130,4 +167,4 @@ class _Watch:
             )
 
 
-__all__ = ["Accumulator", "gather"]
+__all__ = ["BY_FEATURE", "BY_KERNEL", "Accumulator", "How", "Scaling", "gather"]

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from tests.laws.small_models import group_of, network
 from tests.parity import tiny
 
-from secateur.calibration.statistics import Gram, Moments, all_places, gather, places_of
+from secateur.calibration.statistics import (
+    BY_KERNEL,
+    Gram,
+    How,
+    Moments,
+    all_places,
+    gather,
+    places_of,
+)
 from secateur.calibration.statistics.moments import Fluctuation, Sums
 from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.groups import Analysis, analyse
@@ -88,7 +96,7 @@ def test_a_convolution_is_seen_as_patches() -> None:
     (place,) = places_of(group_of(analysis, "w1", 0), all_places(analysis))
     x = np.random.default_rng(0).standard_normal((2, 3, 9, 8)).astype(np.float32)
     sums = Gram()
-    gather(model, [(place, sums)], [{"x": x}], patches=True)
+    gather(model, [(place, sums)], [{"x": x}], BY_KERNEL)
     w1, w2 = (
         torch.from_numpy(model.graph.initializers[n].const_value.numpy().copy())
         for n in ("w1", "w2")
@@ -109,7 +117,7 @@ def test_padding_by_name_is_that_of_onnx_runtime() -> None:
     place = next(p for p in all_places(analyse(model)) if p.initialiser == "w2")
     x = np.random.default_rng(0).standard_normal((2, 3, 9, 8)).astype(np.float32)
     sums, outputs = Gram(), Sums(lambda rows: rows @ place.matrix().T)
-    gather(model, [(place, sums), (place, outputs)], [{"x": x}], patches=True)
+    gather(model, [(place, sums), (place, outputs)], [{"x": x}], BY_KERNEL)
     from secateur.calibration.activations import observe
 
     ((_, seen),) = observe(model, ["y"], [{"x": x}])
@@ -156,4 +164,4 @@ def test_infinities_are_named_with_the_weight_that_reads_them() -> None:
 )
 def test_data_that_says_too_little_is_refused(analysis: Analysis, data, message: str) -> None:
     with pytest.raises(BadInputError, match=message):
-        gather(analysis.model, [(down(analysis), Moments())], data, at_least=2)
+        gather(analysis.model, [(down(analysis), Moments())], data, How(at_least=2))
