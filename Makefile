@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test sweep check zoo peers frameworks oracles properties clean setup
+.PHONY: demo test sweep check selectors zoo peers frameworks oracles properties clean setup
 
 setup: $(READY)
 
@@ -79,6 +79,11 @@ peers: $(PEERS_VENV)/.ready
 
 oracles: $(READY)
 	$(BIN)/python -m pytest tests/oracles
+
+# Every token selector in a ViT, a CLIP tower and a LLaVA, and engines of all of them.
+# SELECTORS takes options, e.g. SELECTORS='--shard 1/4'.
+selectors: $(READY)
+	$(BIN)/python -m tests.selectors.run $(SELECTORS)
 
 # The nightly form of a test that `make test` runs with 200 networks: -s shows the progress.
 properties: $(READY)

@@ -23,6 +23,7 @@ from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.flow import descendants
 from secateur.graph_passes.selection.region import Cut, Regions
 from secateur.graph_passes.selection.versions import Versions
+from secateur.graph_passes.selection.window import Window, inside
 from secateur.registry import Registry
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Context:
         given: Signals that values of the graph give: signal name to value name.
         layers: Which attention blocks up to the site signals of several layers are of, as
             Python counts: ``"16:"``, ``"8,-1"``.
+        window: Where the tokens to select from stand, if they are not all at the cut.
     """
 
     emit: Emitter
@@ -56,6 +58,7 @@ class Context:
     tokens: Tokens
     given: Mapping[str, str] = field(default_factory=dict)
     layers: str = ":"
+    window: Window | None = None
 
     @property
     def rows(self) -> Rows:
@@ -106,8 +109,14 @@ def _signal(context: Context, name: str) -> ir.Value:
             next_step=f"name it in the recipe: signals: {{{name}: <value of the graph>}}",
         )
     value = SIGNALS[name](context)
-    axes = _TOKEN_AXES.get(name, ())
+    axes, window = _TOKEN_AXES.get(name, ()), context.window
     fewer = lacking(context.regions, context.site) if axes else 0
+    if window is not None and fewer == 0:
+        for axis in axes:
+            value = inside(context.emit, value, window, axis, context.tokens.length)
+        return value
+    if window is not None and axes:
+        fewer = lacking(context.regions, context.site, window.expr)
     if fewer is None:
         raise PreconditionError(
             f"the signal {name!r} of {context.site.name} is about other tokens than the cut's",
@@ -120,15 +129,20 @@ def _signal(context: Context, name: str) -> ir.Value:
     return value
 
 
-def lacking(regions: Regions, site: Site) -> int | None:
-    """Return how many leading tokens of a site are not at the cut, None for other tokens."""
-    exprs = regions.axes.of(site.block)
+def lacking(regions: Regions, site: Site, wanted: Expr | None = None) -> int | None:
+    """Return how many leading tokens of a site are not at the cut, None for other tokens.
+
+    ``wanted`` are the tokens to look for, where that is not all at the cut.
+    """
+    wanted = regions.tokens if wanted is None else wanted
+    # Where nothing follows, what is found as the block's end may lack the class token already.
+    exprs = regions.axes.of(site.after_attention)
     tokens = exprs[1] if len(exprs) == 3 else ()
-    if tokens == regions.tokens:
+    if tokens == wanted:
         return 0
     if len(tokens) != 1 or not isinstance(tokens[0], Sum):
         return None
-    return _prefix(tokens[0].terms, regions.tokens)
+    return _prefix(tokens[0].terms, wanted)
 
 
 def _prefix(terms: tuple[Expr, ...], rest: Expr) -> int | None:
@@ -165,7 +179,7 @@ _NEW_INPUT = "input:"
 
 
 def _given(context: Context, name: str) -> ir.Value:
-    """A value of the graph, or a new input ``<site>.<signal>`` of a width: ``input:512``."""
+    """A value of the graph, or a new input ``<site>.<signal>``: ``input:512``, ``input:5x37``."""
     wanted = context.given[name]
     if wanted.startswith(_NEW_INPUT):
         return _new_input(context, name, wanted.removeprefix(_NEW_INPUT))
@@ -192,16 +206,18 @@ def _made(context: Context) -> list[ir.Value]:
     return [value for node in context.regions.order for value in node.outputs]
 
 
-def _new_input(context: Context, name: str, width: str) -> ir.Value:
-    if not width.isdigit() or not int(width):
+def _new_input(context: Context, name: str, sizes: str) -> ir.Value:
+    """(B, ...) float32 with the sizes that stand behind ``input:``, such as 512 or 5x37."""
+    dims = sizes.split("x")
+    if not all(dim.isdigit() and int(dim) for dim in dims):
         raise BadInputError(
             f"a new input for the signal {name!r} needs its width",
-            got=f"{_NEW_INPUT}{width}",
-            wanted=f"{_NEW_INPUT}<number>, such as {_NEW_INPUT}512",
+            got=f"{_NEW_INPUT}{sizes}",
+            wanted=f"{_NEW_INPUT}<number>, such as {_NEW_INPUT}512, or {_NEW_INPUT}5x37",
         )
     value = ir.Value(
         name=f"{context.cut.site}.{name}",
-        shape=ir.Shape(["batch", int(width)]),
+        shape=ir.Shape(["batch", *map(int, dims)]),
         type=ir.TensorType(ir.DataType.FLOAT),
     )
     context.emit.graph.inputs.append(value)
@@ -214,7 +230,10 @@ def _new_input(context: Context, name: str, width: str) -> ir.Value:
 @SIGNALS.register("hidden")
 def hidden(context: Context) -> ir.Value:
     """(B, N, D), the very tokens that are selected from."""
-    return context.cut.value
+    value, window = context.cut.value, context.window
+    if window is None:
+        return value
+    return inside(context.emit, value, window, 1, context.tokens.length)
 
 
 @SIGNALS.register("hidden_before")
@@ -247,18 +266,25 @@ def valid(context: Context) -> ir.Value:
     """(B, N) bool, False on padding."""
     if context.tokens.valid is not None:
         return context.tokens.valid
-    shape = context.emit.op("Shape", context.cut.value, start=0, end=2)
     yes = ir.tensor(np.array([True]))
-    return context.emit.op("ConstantOfShape", shape, value=yes)
+    return context.emit.op("ConstantOfShape", _rows(context), value=yes)
+
+
+def _rows(context: Context) -> ir.Value:
+    """(2,) int64: B and N."""
+    emit, value = context.emit, context.cut.value
+    if context.window is None:
+        return emit.op("Shape", value, start=0, end=2)
+    batch = emit.op("Shape", value, start=0, end=1)
+    return emit.op("Concat", batch, context.tokens.length, axis=0)
 
 
 @SIGNALS.register("accumulated")
 def accumulated(context: Context) -> ir.Value:
     """(B, N) float32: what the site before handed on, of the tokens that it kept."""
     if not context.versions.kept:
-        shape = context.emit.op("Shape", context.cut.value, start=0, end=2)
         zero = ir.tensor(np.zeros(1, dtype=np.float32))
-        return context.emit.op("ConstantOfShape", shape, value=zero)
+        return context.emit.op("ConstantOfShape", _rows(context), value=zero)
     state = context.versions.kept[-1].state
     if state is None:
         raise BadInputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -17,7 +18,7 @@ from secateur.graph_passes.opset import SELECTION_OPSET, opset_of, raise_opset
 from secateur.graph_passes.prepare import prepare
 from secateur.graph_passes.restore import Dropped, Restorer
 from secateur.graph_passes.selection.budget import Budget, Kept
-from secateur.graph_passes.selection.checks import check_regions
+from secateur.graph_passes.selection.checks import Always, check_regions
 from secateur.graph_passes.selection.choice import Chosen, Selection, Surroundings, choose
 from secateur.graph_passes.selection.cut_points import cut_value, value_at
 from secateur.graph_passes.selection.emit import Emitter, named
@@ -28,6 +29,7 @@ from secateur.graph_passes.selection.region import Cut as CutPoint
 from secateur.graph_passes.selection.region import Regions, crossings, map_regions
 from secateur.graph_passes.selection.rewire import repair_shapes, rewire
 from secateur.graph_passes.selection.versions import Versions
+from secateur.graph_passes.selection.window import Window, window_of
 from secateur.graph_passes.shape_repair import restore_shapes
 
 logger = logging.getLogger(__name__)
@@ -168,10 +170,17 @@ def insert_at(
     protected = min(selection.budget.protected for selection, _, _ in in_order)
     emit = Emitter(model.graph)
     pointers = Pointers(emit, regions)
-    check_regions(regions, protected, pointers.nodes)
+    windows = {
+        cut.site: window_of(emit, regions, value_at(model, selection.among), cut.site)
+        for selection, _, cut in in_order
+        if selection.among
+    }
+    keeps_last = bool(windows) and not any(one.ends_inside for one in windows.values())
+    check_regions(regions, Always(protected, keeps_last), pointers.nodes)
+    _check_windows(in_order, windows, pointers)
     found = [crossing for crossing in crossings(regions) if crossing.node not in pointers.nodes]
     versions = Versions(emit, regions)
-    around = Surroundings(versions, regions, pointers, sites)
+    around = Surroundings(versions, regions, pointers, sites, windows)
     restore_shapes(emit, regions)
     for number, one in enumerate(in_order, start=1):
         cut = one[2]
@@ -184,12 +193,29 @@ def insert_at(
         here = [crossing for crossing in found if crossing.region == number]
         rewire(emit, versions, regions, here, asked)
         repair_shapes(emit, regions, number, kept)
-    _finish(model, in_order, versions, regions, back.outputs)
+    _finish(model, in_order, around, back.outputs)
     logger.info(
         "selected tokens at %s with %d nodes",
         ", ".join(cut.site for _, _, cut in in_order),
         len(emit.emitted),
     )
+
+
+def _check_windows(chosen: list[Chosen], windows: Mapping[str, Window], pointers: Pointers) -> None:
+    """All sites of a chain select from the same tokens, and nothing points into them."""
+    exprs = {one.expr for one in windows.values()}
+    if windows and (len(exprs) > 1 or len(windows) != len(chosen)):
+        raise BadInputError(
+            "the sites of one model select from different tokens",
+            got=", ".join(f"{cut.site}: {one.among or 'all'}" for one, _, cut in chosen),
+            wanted="the same value in the option among of every site",
+        )
+    if windows and len(pointers):
+        raise PreconditionError(
+            "a token that the model reads at a computed position may be in the window",
+            where=", ".join(windows),
+            next_step="leave the option among out, or read the last token",
+        )
 
 
 def _cut(cut: CutPoint, versions: Versions, region: int) -> None:
@@ -204,13 +230,8 @@ def _cut(cut: CutPoint, versions: Versions, region: int) -> None:
 # --- after the last cut --------------------------------------------------------------------
 
 
-def _finish(
-    model: ir.Model,
-    chosen: list[Chosen],
-    versions: Versions,
-    regions: Regions,
-    outputs: Dropped,
-) -> None:
+def _finish(model: ir.Model, chosen: list[Chosen], around: Surroundings, outputs: Dropped) -> None:
+    versions, regions = around.versions, around.regions
     restorer = Restorer(versions.emit, versions, regions)
     for join in regions.joins:
         producer = join.value.producer()
@@ -225,7 +246,7 @@ def _finish(
     for number, (selection, _, cut) in enumerate(chosen, start=1):
         if selection.expose_kept:
             _expose_kept(model.graph, cut.site, restorer, number)
-        records.append(_record(selection, cut, regions, versions.kept[number - 1]))
+        records.append(_record(selection, cut, around, versions.kept[number - 1]))
     model.metadata_props[SITES_KEY] = json.dumps(records)
     _forget_shapes(regions)
     RemoveUnusedNodesPass()(model)
@@ -264,8 +285,13 @@ def _expose_kept(graph: ir.Graph, site: str, restorer: Restorer, region: int) ->
     graph.outputs.append(positions)
 
 
-def _record(selection: Selection, cut: CutPoint, regions: Regions, kept: Kept) -> dict[str, object]:
+def _record(
+    selection: Selection, cut: CutPoint, around: Surroundings, kept: Kept
+) -> dict[str, object]:
+    window = around.windows.get(cut.site)
+    tokens = around.regions.tokens if window is None else window.expr
     budget = Budget(default=1000, is_input=False) if selection.is_adaptive else selection.budget
+    kept = kept.inner or kept
     chosen = kept.chosen or kept
     return {
         "site": cut.site,
@@ -279,6 +305,7 @@ def _record(selection: Selection, cut: CutPoint, regions: Regions, kept: Kept) -
         "protected": selection.budget.protected,
         "adaptive": selection.is_adaptive,
         "cut": selection.cut,
+        "among": selection.among,
         "signals": dict(selection.signals),
         "merges": kept.rows is not None,
         "score_output": None,
@@ -291,7 +318,7 @@ def _record(selection: Selection, cut: CutPoint, regions: Regions, kept: Kept) -
             "counts": chosen.counts.name if chosen.counts and _decides(selection) else None,
             "valid": None if chosen.valid is None else chosen.valid.name,
         },
-        "tokens": str(size(regions.tokens)),
+        "tokens": str(size(tokens)),
         "per_sample": chosen.valid is not None,
     }
 

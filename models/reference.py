@@ -8,9 +8,9 @@ compared on the kept rows. Removed heads and channels are zero at their consumer
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, cast
 
@@ -18,18 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import BadInputError
-from secateur.models.reference_selection import (
-    Scorer,
-    SiteRun,
-    TokenSite,
-    attention_signals,
-    left_heads,
-    select,
-)
+from secateur.models.reference_signals import left_heads
+from secateur.models.reference_sites import Scorer, SiteRun, TokenSite
+from secateur.models.reference_tokens import Tokens, named_outputs, submodule
 from secateur.models.select_tokens import Keep
 from secateur.models.selectors import Selector
 from secateur.models.signals import build
-from secateur.models.token_mode import Attention, TokenMode
+from secateur.models.token_mode import TokenMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,55 +46,14 @@ class Removed:
     """Units before removal; each is an equal, contiguous share of the input features."""
 
 
-@dataclass(slots=True)
-class _Tokens:
-    """The run in progress."""
-
-    mode: TokenMode
-    valid: Tensor | None
-    forced: Mapping[str, Tensor]
-    sites: Mapping[str, TokenSite]
-    pointed: Mapping[int, Tensor]
-    """By N: (B, P) positions that the module reads behind its sites."""
-    runs: dict[str, SiteRun] = field(default_factory=dict)
-
-    def eligible(self, site: str, visible: Tensor) -> Tensor:
-        """Tokens that a site may keep: (B, N) bool."""
-        if site in self.runs:
-            return self.runs[site].eligible
-        if self.mode.alive is not None:
-            return self.mode.alive
-        # The mask of a text says nothing about the patches of an image beside it.
-        if self.valid is None or self.valid.shape != visible.shape:
-            return visible
-        return self.valid
-
-    def carried(self) -> Tensor | None:
-        """What the last site handed on, (B, N)."""
-        return next(reversed(self.runs.values())).state if self.runs else None
-
-    def drop(self, site: TokenSite, signal: Callable[[str], Tensor], eligible: Tensor) -> None:
-        """Select, and hide the rest from what follows.
-
-        A module that selects right behind the site's module speaks second, and wins.
-        """
-        self.runs[site.site], self.mode.alive = select(
-            site,
-            signal,
-            eligible,
-            forced=self.forced.get(site.site),
-            pointed=self.pointed.get(eligible.shape[1]),
-        )
-        self.mode.prefix = site.protected
-
-
-def run(
+def run(  # noqa: PLR0913 - what may be forced and put back, by name
     net: nn.Module,
     inputs: Mapping[str, Tensor],
     sites: Sequence[TokenSite] = (),
     *,
     forced: Mapping[str, Tensor] | None = None,
     valid: Tensor | None = None,
+    restore: str = "",
 ) -> ReferenceRun:
     """Run ``net(**inputs)`` with tokens dropped by masking after each site.
 
@@ -112,6 +66,7 @@ def run(
             its score but does not choose.
         valid: (B, N) bool, False on padding. Without it ``attention_mask`` says so where
             the inputs have a two-dimensional one, else the mask that attention is given.
+        restore: path of the module behind which dropped tokens are put back as they left.
 
     Raises:
         BadInputError: a site that the module lacks, that holds no attention, or whose
@@ -124,10 +79,10 @@ def run(
     batch = next(iter(inputs.values())).shape[0]
     by_name = {site.site: site for site in sites}
 
-    def attempt(pointed: Mapping[int, Tensor]) -> tuple[object, _Tokens]:
+    def attempt(pointed: Mapping[int, Tensor]) -> tuple[object, Tokens]:
         mode, is_valid = TokenMode(batch), _valid(inputs, valid)
-        tokens = _Tokens(mode, is_valid, forced or {}, by_name, pointed)
-        return _called(net, inputs, tokens), tokens
+        tokens = Tokens(net, mode, is_valid, inputs, forced or {}, by_name, pointed)
+        return _called(net, inputs, tokens, restore), tokens
 
     result, tokens = attempt({})
     if found := {n: rows for n, rows in tokens.mode.pointed.items() if rows}:
@@ -136,9 +91,9 @@ def run(
     return ReferenceRun(outputs=named_outputs(result), sites=tokens.runs)
 
 
-def _called(net: nn.Module, inputs: Mapping[str, Tensor], tokens: _Tokens) -> object:
+def _called(net: nn.Module, inputs: Mapping[str, Tensor], tokens: Tokens, restore: str) -> object:
     """Call the module with the run's hooks and mode."""
-    handles = [h for site in tokens.sites.values() for h in _hook(net, site, tokens)]
+    handles = tokens.hooks(restore)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer shows no attention
     try:
@@ -150,27 +105,13 @@ def _called(net: nn.Module, inputs: Mapping[str, Tensor], tokens: _Tokens) -> ob
             handle.remove()
 
 
-def named_outputs(result: object) -> dict[str, Tensor]:
-    """Name the tensors that a module returned: its own names, else ``output``, ``output_1``."""
-    if isinstance(result, Tensor):
-        return {"output": result}
-    if isinstance(result, Mapping):
-        return {str(name): x for name, x in result.items() if isinstance(x, Tensor)}
-    if isinstance(result, (tuple, list)):
-        found = [x for x in result if isinstance(x, Tensor)]
-        return {f"output_{i}" if i else "output": x for i, x in enumerate(found)}
-    raise BadInputError(
-        "the module returned something that holds no tensors", got=type(result).__name__
-    )
-
-
 def neutralised(net: nn.Module, removed: Sequence[Removed]) -> nn.Module:
     """Copy ``net`` with the input features of removed units zero at their consumers."""
     net = copy.deepcopy(net)
     for cut in removed:
         path, _, attribute = cut.parameter.rpartition(".")
-        weight = getattr(_module(net, path), attribute)
-        axis = 0 if type(_module(net, path)).__name__ == "Conv1D" else 1
+        weight = getattr(submodule(net, path), attribute)
+        axis = 0 if type(submodule(net, path)).__name__ == "Conv1D" else 1
         width = weight.shape[axis]
         if width % cut.units:
             raise BadInputError(
@@ -184,61 +125,13 @@ def neutralised(net: nn.Module, removed: Sequence[Removed]) -> nn.Module:
     return net
 
 
-def _module(net: nn.Module, path: str) -> nn.Module:
-    try:
-        return net.get_submodule(path)
-    except AttributeError as error:
-        known = [name for name, module in net.named_modules() if list(module.children())]
-        raise BadInputError(
-            f"the module has no part named {path!r}", wanted="one of " + ", ".join(known[1:])
-        ) from error
-
-
 def _valid(inputs: Mapping[str, Tensor], valid: Tensor | None) -> Tensor | None:
     mask = inputs.get("attention_mask") if valid is None else valid
     return mask.bool() if mask is not None and mask.dim() == 2 else None
 
 
-def _hook(net: nn.Module, site: TokenSite, tokens: _Tokens) -> tuple[Any, Any]:
-    mode = tokens.mode
-
-    def before(*_: object) -> None:
-        mode.seen = mode.product = None
-
-    def after(_module: nn.Module, _inputs: object, output: object) -> None:
-        if site.site in tokens.runs:
-            return  # the module selected by itself
-        mode.paused = True
-        hidden, seen = _hidden(site, output), _seen(site, mode)
-        eligible = tokens.eligible(site.site, seen.visible)
-        signals = attention_signals(site, seen, hidden, eligible, carried=tokens.carried())
-        tokens.drop(site, signals, eligible)
-        mode.paused = False
-
-    module = _module(net, site.site)
-    return module.register_forward_pre_hook(before), module.register_forward_hook(after)
-
-
-def _hidden(site: TokenSite, output: object) -> Tensor:
-    """Return the (B, N, D) tensor among the outputs of the site's module."""
-    found = [x for x in named_outputs(output).values() if x.dim() == 3]
-    if not found:
-        raise BadInputError("no (B, N, D) output to drop tokens from", where=site.site)
-    return found[0]
-
-
-def _seen(site: TokenSite, mode: TokenMode) -> Attention:
-    if mode.seen is None:
-        raise BadInputError(
-            "no self-attention was seen in this module",
-            where=site.site,
-            wanted="a module that calls softmax or scaled_dot_product_attention over the tokens",
-        )
-    return mode.seen
-
-
 @contextmanager
-def _own_selections(tokens: _Tokens) -> Iterator[None]:
+def _own_selections(tokens: Tokens) -> Iterator[None]:
     """Turn the selections in a module's own forward into masking.
 
     ``select_tokens`` then returns the tokens as they came, as it does under export.

@@ -52,6 +52,8 @@ class TokenMode(TorchFunctionMode):
         """Leading tokens that were never dropped: reductions may leave them out."""
         self.seen: Attention | None = None
         """The last attention block that ran."""
+        self.blocks: list[Attention] = []
+        """All attention blocks that ran, in their order."""
         self.product: tuple[Tensor, Tensor, Tensor] | None = None
         """Left, right and result of the last product that looks like q k^T."""
         self.pointed: dict[int, list[Tensor]] = {}
@@ -130,6 +132,7 @@ def _record(mode: TokenMode, qkv: tuple[Tensor, Tensor, Tensor | None], scores: 
         probabilities=_heads(probabilities, mode.batch),
         visible=seen.flatten(1, -2).any(dim=1),
     )
+    mode.blocks.append(mode.seen)
     return probabilities
 
 

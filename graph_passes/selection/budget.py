@@ -73,6 +73,7 @@ class Kept:
         rows: (B, K, D) new tokens where the method merges; None where tokens are gathered.
             ``index`` then says where each of them stands, and ``chosen`` what was chosen.
         chosen: What was chosen before merging; None where nothing is merged.
+        inner: The same of the window that was selected from; None where that is all tokens.
     """
 
     index: ir.Value
@@ -83,6 +84,7 @@ class Kept:
     state: ir.Value | None = None
     rows: ir.Value | None = None
     chosen: Kept | None = None
+    inner: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)

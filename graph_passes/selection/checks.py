@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -19,12 +21,20 @@ _GRID_HINT = "select behind the last grid, or return tokens instead"
 _PREFIX_HINT = "protect these tokens (protected=...), or select at a later site"
 
 
-def check_regions(regions: Regions, protected: int, followed: frozenset[ir.Node]) -> None:
+@dataclass(frozen=True, slots=True)
+class Always:
+    """Tokens that every selection keeps: so many leading ones, and the last one or not."""
+
+    first: int
+    last: bool = False
+
+
+def check_regions(regions: Regions, always: Always, followed: frozenset[ir.Node]) -> None:
     """Check all that stands behind the cuts.
 
     Args:
         regions: The chain of cuts.
-        protected: Number of leading tokens that every selection keeps.
+        always: Tokens that every selection keeps.
         followed: Nodes that read one token whose position is counted again.
 
     Raises:
@@ -37,9 +47,9 @@ def check_regions(regions: Regions, protected: int, followed: frozenset[ir.Node]
         if node.domain:
             continue
         if node.op_type == "Slice":
-            _check_slice(node, regions, protected)
+            _check_slice(node, regions, always)
         elif node.op_type == "Gather":
-            _check_gather(node, regions, protected)
+            _check_gather(node, regions, always)
         elif node.op_type not in _SPELLED_AGAIN:
             _check_spelled(node, regions)
 
@@ -87,7 +97,7 @@ def _check_counted(node: ir.Node | None, regions: Regions) -> None:
             raise refusal(regions, node, reason, hint)
 
 
-def _check_slice(node: ir.Node, regions: Regions, protected: int) -> None:
+def _check_slice(node: ir.Node, regions: Regions, always: Always) -> None:
     data = regions.exprs(node, 0)
     if data is None or not any(map(regions.bears, data)):
         return
@@ -100,10 +110,11 @@ def _check_slice(node: ir.Node, regions: Regions, protected: int) -> None:
         expr = data[axis]
         if not regions.bears(expr):
             continue
-        is_prefix = start == 0 and isinstance(end, int) and 0 < end <= protected
-        is_rest = isinstance(start, int) and 0 <= start <= protected and _is_end(end, expr)
-        if step != 1 or not (is_prefix or is_rest) or not regions.is_tokens(expr):
-            reason = f"it reads tokens {start} to {end}, of which {protected} are protected"
+        is_prefix = start == 0 and isinstance(end, int) and 0 < end <= always.first
+        is_rest = isinstance(start, int) and 0 <= start <= always.first and _is_end(end, expr)
+        is_last = always.last and start == -1 and _is_end(end, expr)
+        if step != 1 or not (is_prefix or is_rest or is_last) or not regions.is_tokens(expr):
+            reason = f"it reads tokens {start} to {end}, of which {always.first} are protected"
             raise refusal(regions, node, reason, _PREFIX_HINT)
 
 
@@ -137,7 +148,7 @@ def open_ended(regions: Regions, node: ir.Node) -> np.ndarray | None:
     return np.array(spelled, dtype=np.int64) if changed else None
 
 
-def _check_gather(node: ir.Node, regions: Regions, protected: int) -> None:
+def _check_gather(node: ir.Node, regions: Regions, always: Always) -> None:
     data = regions.exprs(node, 0)
     if data is None:
         return
@@ -148,9 +159,10 @@ def _check_gather(node: ir.Node, regions: Regions, protected: int) -> None:
     if values is None:
         reason = "it reads tokens at computed positions"
         raise refusal(regions, node, reason, "protect that token, or select at a later site")
-    if values.size and not (values.min() >= 0 and values.max() < protected):
+    is_last = always.last and bool((values == -1).all())
+    if values.size and not is_last and not (values.min() >= 0 and values.max() < always.first):
         which = ", ".join(str(int(v)) for v in values.reshape(-1)[:4])
-        reason = f"it reads the tokens at {which}, of which the first {protected} are protected"
+        reason = f"it reads the tokens at {which}, of which the first {always.first} are protected"
         raise refusal(regions, node, reason, _PREFIX_HINT)
 
 
@@ -193,4 +205,4 @@ def _output(regions: Regions, node: ir.Node) -> tuple[Expr, ...] | None:
         return None
 
 
-__all__ = ["check_regions", "open_ended"]
+__all__ = ["Always", "check_regions", "open_ended"]

@@ -31,6 +31,7 @@ from secateur.graph_passes.selection.region import Cut as CutPoint
 from secateur.graph_passes.selection.region import Regions
 from secateur.graph_passes.selection.validity import validity
 from secateur.graph_passes.selection.versions import Versions
+from secateur.graph_passes.selection.window import Window, inside, widened
 from secateur.graph_passes.shape_repair import tokens_before
 from secateur.graph_passes.splice import Splice, required_signals
 
@@ -53,6 +54,8 @@ class Selection:
         expose_kept: Whether ``<site>.kept``, int64 (B, K), becomes an output: original
             positions, -1 in slots that hold no token.
         signals: Signals that the graph's own values give: signal name to value name.
+        among: A value, or the path of a module that returns one, whose tokens are those to
+            select from where they are a part of what is cut; "" for all of them.
     """
 
     site: str
@@ -61,6 +64,7 @@ class Selection:
     cut: str = "block"
     expose_kept: bool = False
     signals: Mapping[str, str] = field(default_factory=dict)
+    among: str = ""
 
     @property
     def options(self) -> dict[str, object]:
@@ -87,6 +91,8 @@ class Surroundings:
     regions: Regions
     pointers: Pointers
     sites: tuple[Site, ...]
+    windows: Mapping[str, Window] = field(default_factory=dict)
+    """By cut: where the tokens to select from stand, if they are not all."""
 
     @property
     def emit(self) -> Emitter:
@@ -99,8 +105,9 @@ def choose(chosen: Chosen, around: Surroundings) -> Kept:
     selection, site, cut = chosen
     emit = around.emit
     selector = Splice(emit, selection.graph)
-    _check_fit(selection, around)
-    tokens = _tokens(chosen, around)
+    window = around.windows.get(cut.site)
+    _check_fit(selection, around, window)
+    tokens = _tokens(chosen, around, window)
     context = signals.Context(
         emit=emit,
         regions=around.regions,
@@ -110,6 +117,7 @@ def choose(chosen: Chosen, around: Surroundings) -> Kept:
         cut=cut,
         tokens=tokens,
         given=selection.signals,
+        window=window,
         layers=str(selection.options.get("layers", ":")),
     )
     selector.give(signals.build(context, required_signals(selection.graph)))
@@ -134,30 +142,33 @@ def choose(chosen: Chosen, around: Surroundings) -> Kept:
     kept = keep(emit, biased, tokens, amount, by_score=by_score)
     if kept.valid is not None:
         named(kept.valid, f"{cut.site}.valid")
-    return _with_results(kept, selector, cut, emit)
+    hidden = signals.hidden(context)
+    made = _with_results(kept, selector, hidden, emit)
+    return made if window is None else widened(emit, made, window, cut.value)
 
 
-def _tokens(chosen: Chosen, around: Surroundings) -> Tokens:
+def _tokens(chosen: Chosen, around: Surroundings, window: Window | None) -> Tokens:
     """Return what the selection starts from: the last one's tokens, or all that are valid."""
     versions, regions, emit = around.versions, around.regions, around.emit
     if versions.kept:
-        last = versions.kept[-1]
+        last = versions.kept[-1] if window is None else versions.kept[-1].inner
+        assert last is not None
         return Tokens(last.length, last.valid, last.counts, None)
-    _, site, _ = chosen
-    found = validity(emit, regions, site)
-    length = tokens_before(emit, regions)
-    if found is None:
+    length = tokens_before(emit, regions) if window is None else window.length
+    found = validity(emit, regions, chosen[1])
+    lacking = signals.lacking(regions, chosen[1])
+    if found is None or lacking is None:
         return Tokens(length, None, None, None)
-    lacking = signals.lacking(regions, site)
-    if lacking is None:
-        return Tokens(length, None, None, None)
-    if lacking:
-        return count_valid(emit, length, signals.without_first(emit, found.valid, 1, lacking))
-    versions.valid_source = found.source
-    return count_valid(emit, length, found.valid)
+    if window is not None:
+        there = inside(emit, found.valid, window, 1, length)
+    elif lacking:
+        there = signals.without_first(emit, found.valid, 1, lacking)
+    else:
+        versions.valid_source, there = found.source, found.valid
+    return count_valid(emit, length, there)
 
 
-def _check_fit(selection: Selection, around: Surroundings) -> None:
+def _check_fit(selection: Selection, around: Surroundings, window: Window | None) -> None:
     """A selector that was traced for a number of tokens, or of protected ones, needs it."""
     metadata = selection.graph.metadata_props
     traced = metadata.get(_PROTECTED_KEY)
@@ -173,7 +184,7 @@ def _check_fit(selection: Selection, around: Surroundings) -> None:
     fixed = None if score.shape is None else score.shape[1]
     there = "a number that an earlier site decides"
     if not around.versions.kept:
-        there = str(size(around.regions.tokens))
+        there = str(size(around.regions.tokens if window is None else window.expr))
     if isinstance(fixed, int) and str(fixed) != there:
         raise BadInputError(
             "the selector was traced for another number of tokens",
@@ -228,7 +239,7 @@ def _bias(emit: Emitter, site: str) -> ir.Value:
 # --- what becomes of the tokens --------------------------------------------------------------
 
 
-def _with_results(kept: Kept, selector: Splice, cut: CutPoint, emit: Emitter) -> Kept:
+def _with_results(kept: Kept, selector: Splice, hidden: ir.Value, emit: Emitter) -> Kept:
     """Merge tokens and hand the state on, where the method does."""
     state = selector.result("state")
     if state is not None:
@@ -243,11 +254,11 @@ def _with_results(kept: Kept, selector: Splice, cut: CutPoint, emit: Emitter) ->
     selector.give({"index": kept.index, "valid_kept": valid})
     weights, own_valid = selector.result("weights"), selector.result("valid_merged")
     assert weights is not None
-    return _merged(kept, weights, own_valid, cut, emit)
+    return _merged(kept, weights, own_valid, hidden, emit)
 
 
 def _merged(
-    kept: Kept, weights: ir.Value, own_valid: ir.Value | None, cut: CutPoint, emit: Emitter
+    kept: Kept, weights: ir.Value, own_valid: ir.Value | None, hidden: ir.Value, emit: Emitter
 ) -> Kept:
     """New tokens = weights x old ones; each stands where its heaviest part stood."""
     length = emit.op("Shape", weights, start=1, end=2)
@@ -262,7 +273,7 @@ def _merged(
     if valid is not None:
         ones = emit.op("Cast", valid, to=ir.DataType.INT64.value)
         counts = emit.op("ReduceSum", ones, emit.ints(1), keepdims=1)
-    dtype = cut.value.dtype or ir.DataType.FLOAT
+    dtype = hidden.dtype or ir.DataType.FLOAT
     if dtype != ir.DataType.FLOAT:
         weights = emit.op("Cast", weights, to=dtype.value)
     return replace(
@@ -271,7 +282,7 @@ def _merged(
         valid=valid,
         length=length,
         counts=counts,
-        rows=emit.op("MatMul", weights, cut.value),
+        rows=emit.op("MatMul", weights, hidden),
         state=_merged_state(kept, length, emit),
         chosen=kept,
     )

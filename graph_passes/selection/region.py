@@ -76,7 +76,7 @@ class Regions:
             for slot in range(len(node.inputs)):
                 exprs = self.axes.raw(node, slot)
                 if exprs is not None:
-                    self._exprs[node, slot] = exprs
+                    self._exprs[node, slot] = list(exprs)
 
     def inputs(self, node: ir.Node) -> tuple[ir.Value | None, ...]:
         """Return the inputs that a node had before any cut."""

@@ -32,6 +32,8 @@ class Select:
 
     ``options`` are the method's, ``cut`` says where tokens leave (``block``, ``attention``, a
     value or a module of the graph), ``signals`` which values give signals that no site has.
+    ``among`` names a value or a module whose tokens alone are selected from, such as the
+    projector of a picture whose tokens stand between words.
     """
 
     site: str
@@ -42,6 +44,7 @@ class Select:
     options: Options = field(default_factory=dict)
     cut: str = "block"
     signals: Mapping[str, str] = field(default_factory=dict)
+    among: str = ""
 
     def __post_init__(self) -> None:
         whole = isinstance(self.keep, int) and not isinstance(self.keep, bool) and self.keep >= 1
@@ -99,7 +102,7 @@ def _selection(model: ir.Model, site: Site, wanted: Select, *, sees_all: bool) -
     """
     from secateur.export.selector_graph import trace
 
-    shape = cut_value(model, site, wanted.cut).shape
+    shape = cut_value(model, site, wanted.among or wanted.cut).shape
     tokens = shape[1] if shape is not None and sees_all else None
     signature = replace(
         _signature(site, max(SELECTION_OPSET, opset_of(model))),
@@ -113,6 +116,7 @@ def _selection(model: ir.Model, site: Site, wanted: Select, *, sees_all: bool) -
         cut=wanted.cut,
         expose_kept=True,
         signals=wanted.signals,
+        among=wanted.among,
     )
 
 

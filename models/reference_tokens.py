@@ -1,0 +1,249 @@
+"""The reference run in progress: hooks that read attention, choose tokens and hide the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import BadInputError
+from secateur.models.reference_merging import merge
+from secateur.models.reference_selection import select
+from secateur.models.reference_signals import Around, signals_at
+from secateur.models.reference_sites import SiteRun, TokenSite
+from secateur.models.selectors import Selector
+from secateur.models.token_mode import Attention, TokenMode
+
+Handles = list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What a site's module read: attention up to it, and the stream in front of it."""
+
+    blocks: tuple[Attention, ...]
+    before: Tensor | None
+
+    @property
+    def visible(self) -> Tensor:
+        """(B, N) keys of the site that some query may look at."""
+        return self.blocks[-1].visible
+
+
+@dataclass(slots=True)
+class Tokens:
+    """The run in progress."""
+
+    net: nn.Module
+    mode: TokenMode
+    valid: Tensor | None
+    inputs: Mapping[str, Tensor]
+    forced: Mapping[str, Tensor]
+    sites: Mapping[str, TokenSite]
+    pointed: Mapping[int, Tensor]
+    """By N: (B, P) positions that the module reads behind its sites."""
+    runs: dict[str, SiteRun] = field(default_factory=dict)
+    left: Tensor | None = None
+    """(B, N, D): each dropped token as it left."""
+    _read: dict[str, _Read] = field(default_factory=dict)
+    _incoming: Tensor | None = None
+
+    def eligible(self, site: str, visible: Tensor) -> Tensor:
+        """Tokens that a site may keep: (B, N) bool."""
+        if site in self.runs:
+            return self.runs[site].eligible
+        if self.mode.alive is not None:
+            return self.mode.alive
+        # The mask of a text says nothing about the patches of an image beside it.
+        if self.valid is None or self.valid.shape != visible.shape:
+            return visible
+        return self.valid
+
+    def carried(self) -> Tensor | None:
+        """What the last site handed on, (B, N)."""
+        return next(reversed(self.runs.values())).state if self.runs else None
+
+    def drop(self, site: TokenSite, signal: Callable[[str], Tensor], eligible: Tensor) -> None:
+        """Select, and hide the rest from what follows.
+
+        A module that selects right behind the site's module speaks second, and wins.
+        """
+        self.runs[site.site], alive = select(
+            site,
+            signal,
+            eligible,
+            forced=self.forced.get(site.site),
+            pointed=self.pointed.get(eligible.shape[1]),
+        )
+        self._hide(site, alive)
+
+    def _hide(self, site: TokenSite, alive: Tensor) -> None:
+        """Let what follows see the tokens that are alive, and a text around them."""
+        self.mode.alive = torch.nn.functional.pad(alive, site.around, value=True)
+        self.mode.prefix = site.around[0] or site.protected
+
+    # --- hooks -------------------------------------------------------------------------------
+
+    def hooks(self, restore: str) -> Handles:
+        """Install everything on the module; the caller removes the handles."""
+        handles: Handles = []
+        for site in self.sites.values():
+            module = submodule(self.net, site.site)
+            handles.append(module.register_forward_pre_hook(self._before, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._reader(site)))
+            cut = submodule(self.net, site.cut or site.site)
+            handles.append(cut.register_forward_hook(self._cutter(site)))
+        if restore:
+            module = submodule(self.net, restore)
+            handles.append(module.register_forward_hook(self._put_back))
+        return handles
+
+    def _before(
+        self, _module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
+    ) -> None:
+        self.mode.seen = self.mode.product = None
+        states = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.dim() == 3]
+        self._incoming = states[0] if states else None
+
+    def _reader(self, site: TokenSite) -> Callable[..., None]:
+        def after(_module: nn.Module, _inputs: object, _output: object) -> None:
+            if self.mode.seen is None:
+                raise BadInputError(
+                    "no self-attention was seen in this module",
+                    where=site.site,
+                    wanted="a module that calls softmax or scaled_dot_product_attention over the"
+                    " tokens",
+                )
+            blocks = (*self.mode.blocks[:-1], self.mode.seen)
+            self._read[site.site] = _Read(blocks, self._incoming)
+
+        return after
+
+    def _cutter(self, site: TokenSite) -> Callable[..., object]:
+        def after(_module: nn.Module, _inputs: object, output: object) -> object:
+            if site.site in self.runs:
+                return output  # the module selected by itself
+            self.mode.paused = True
+            try:
+                return self._cut(site, output)
+            finally:
+                self.mode.paused = False
+
+        return after
+
+    def _cut(self, site: TokenSite, output: object) -> object:
+        whole = _state(site.cut or site.site, output)
+        start, n_behind = site.around
+        hidden = whole[:, start : whole.shape[1] - n_behind]
+        read = self._read[site.site]
+        first = start if read.visible.shape[1] == whole.shape[1] else 0
+        first = first or read.visible.shape[1] - hidden.shape[1]
+        eligible = self._at_cut(site, read.visible, first, hidden.shape[1])
+        chosen = site.chosen
+        options = chosen.options if isinstance(chosen, Selector) else {}
+        around = Around(
+            blocks=read.blocks,
+            hidden=hidden,
+            valid=eligible,
+            first=first,
+            before=read.before,
+            carried=self.carried(),
+            given={name: self._given(one, hidden) for name, one in site.given.items()},
+            layers=str(options.get("layers", ":")),
+        )
+        signal = signals_at(site, around)
+        self.left = _as_left(self.left, whole, self.mode.alive)
+        self.drop(site, signal, eligible)
+        if not isinstance(chosen, Selector) or chosen.combine is None:
+            return output
+        rows, alive = merge(site, signal, hidden, self.runs[site.site])
+        self._hide(site, alive)
+        made = torch.cat([whole[:, :start], rows, whole[:, whole.shape[1] - n_behind :]], dim=1)
+        return _replaced(output, made)
+
+    def _at_cut(self, site: TokenSite, visible: Tensor, first: int, length: int) -> Tensor:
+        """(B, N) bool of the rows at the cut; without a text that always stays."""
+        found = self.eligible(site.site, visible)
+        if found.shape[1] == length:
+            return found
+        return found.narrow(1, first, length)
+
+    def _given(self, source: Tensor | str, hidden: Tensor) -> Tensor:
+        """A tensor, an input by name, or what a module makes of the hidden states here."""
+        if isinstance(source, Tensor):
+            return source
+        if source in self.inputs:
+            return self.inputs[source]
+        made: Tensor = submodule(self.net, source)(hidden)
+        return made
+
+    def _put_back(self, module: nn.Module, _inputs: object, output: object) -> object:
+        """Let dropped tokens stand as they left."""
+        alive, left = self.mode.alive, self.left
+        if alive is None or left is None:
+            raise BadInputError(
+                "no token has left where they are put back", where=type(module).__name__
+            )
+        self.mode.alive = None
+        return _replaced(output, torch.where(alive[:, :, None], _state("", output), left))
+
+
+def submodule(net: nn.Module, path: str) -> nn.Module:
+    """Return a part of a module.
+
+    Raises:
+        BadInputError: there is no such part.
+    """
+    try:
+        return net.get_submodule(path)
+    except AttributeError as error:
+        known = [name for name, module in net.named_modules() if list(module.children())]
+        raise BadInputError(
+            f"the module has no part named {path!r}", wanted="one of " + ", ".join(known[1:])
+        ) from error
+
+
+def named_outputs(result: object) -> dict[str, Tensor]:
+    """Name the tensors that a module returned: its own names, else ``output``, ``output_1``."""
+    if isinstance(result, Tensor):
+        return {"output": result}
+    if isinstance(result, Mapping):
+        return {str(name): x for name, x in result.items() if isinstance(x, Tensor)}
+    if isinstance(result, (tuple, list)):
+        found = [x for x in result if isinstance(x, Tensor)]
+        return {f"output_{i}" if i else "output": x for i, x in enumerate(found)}
+    raise BadInputError(
+        "the module returned something that holds no tensors", got=type(result).__name__
+    )
+
+
+def _state(where: str, output: object) -> Tensor:
+    """Return the (B, N, D) tensor among the outputs of a module."""
+    found = [x for x in named_outputs(output).values() if x.dim() == 3]
+    if not found:
+        raise BadInputError("no (B, N, D) output to drop tokens from", where=where)
+    return found[0]
+
+
+def _as_left(left: Tensor | None, hidden: Tensor, alive: Tensor | None) -> Tensor:
+    """What each token would be put back as: alive ones are now here."""
+    if left is None or alive is None or left.shape != hidden.shape:
+        return hidden
+    return torch.where(alive[:, :, None], hidden, left)
+
+
+def _replaced(output: object, rows: Tensor) -> object:
+    """Return what a module returned with other hidden states."""
+    old = _state("", output)
+    if isinstance(output, Tensor):
+        return rows
+    if isinstance(output, Mapping):
+        return type(output)(**{name: rows if x is old else x for name, x in output.items()})
+    assert isinstance(output, (tuple, list))
+    return type(output)(rows if x is old else x for x in output)
+
+
+__all__ = ["Tokens", "named_outputs", "submodule"]
