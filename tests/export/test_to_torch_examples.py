@@ -35,7 +35,7 @@ def test_a_pruned_cnn_wins_accuracy_back_and_costs_a_third():
     assert float(line.rpartition("/")[2]) > 3
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_cnn_that_is_pruned_first_trains():
     printed = printed_by("run.py", "init", "--by", "random", "--epochs", "4")
     lines = printed.splitlines()[1:3]
@@ -44,7 +44,7 @@ def test_a_cnn_that_is_pruned_first_trains():
     assert half < full / 3
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_transformer_without_half_of_its_heads_is_tuned_and_exported_again():
     """One epoch: what is won back takes twelve, see the folder's README."""
     lines = printed_by("vit_heads.py", "--epochs", "1", "--tune", "1").splitlines()
