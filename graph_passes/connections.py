@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
+from secateur.graph_passes.axes.subgraphs import has_no_subgraph, subgraphs
 from secateur.graph_passes.names import node_name
 
 
@@ -20,16 +22,18 @@ def check_connections(model: ir.Model) -> None:
     _check(model.graph, set())
 
 
-def _check(graph: ir.Graph, outside: set[ir.Value]) -> None:
-    given = dict.fromkeys((*graph.inputs, *graph.initializers.values()))
-    _check_names((*given, *(value for node in graph for value in node.outputs)))
-    made = outside | set(given)
-    for node in graph:
-        for value in node.inputs:
-            if value is not None and value not in made:
-                raise _unmade(graph, node, value)
-        for inner in _subgraphs(node):
-            _check(inner, made)
+def _check(graph: ir.Graph, outside: set[ir.Value | None]) -> None:
+    given = dict.fromkeys((*graph.inputs, *graph.initializers.data.values()))
+    nodes = tuple(graph)
+    _check_names((*given, *(value for node in nodes for value in node.outputs)))
+    made = {None, *outside, *given}  # None is an input that is left out
+    for node in nodes:
+        if not made.issuperset(node.inputs):
+            wrong = next(v for v in node.inputs if v is not None and v not in made)
+            raise _unmade(graph, node, wrong)
+        if not has_no_subgraph(node):
+            for inner in subgraphs(node):
+                _check(inner, made)
         made.update(node.outputs)
     for value in graph.outputs:
         if value not in made:
@@ -41,15 +45,14 @@ def _check(graph: ir.Graph, outside: set[ir.Value]) -> None:
 
 
 def _check_names(values: Iterable[ir.Value]) -> None:
-    seen = set()
-    for value in values:
-        if value.name and value.name in seen:
-            raise BadInputError(
-                "the graph contradicts itself",
-                got=f"two values are called {value.name!r}",
-                wanted="a name of its own for every value",
-            )
-        seen.add(value.name)
+    names = [name for value in values if (name := value.name)]
+    if len(set(names)) < len(names):
+        twice = next(name for name, times in Counter(names).items() if times > 1)
+        raise BadInputError(
+            "the graph contradicts itself",
+            got=f"two values are called {twice!r}",
+            wanted="a name of its own for every value",
+        )
 
 
 def _unmade(graph: ir.Graph, node: ir.Node, value: ir.Value) -> BadInputError:
@@ -98,14 +101,6 @@ def _sources(node: ir.Node) -> Iterator[ir.Node]:
         producer = None if value is None else value.producer()
         if producer is not None:
             yield producer
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 __all__ = ["check_connections"]

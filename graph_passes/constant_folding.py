@@ -44,11 +44,14 @@ def fold_integers(graph: ir.Graph) -> bool:
 
 
 def _value(node: ir.Node) -> NDArray[np.generic] | None:
+    op = node.op_type
+    if op != "Shape" and op not in _OPS:
+        return None
     if node.domain or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return None
-    if node.op_type == "Shape":
+    if op == "Shape":
         return _shape_of_constant(node)
-    if node.op_type not in _OPS or not node.inputs:
+    if not node.inputs:
         return None
     feeds: dict[str, NDArray[np.generic]] = {}
     for value in node.inputs:

@@ -6,10 +6,14 @@ here a group is a leaf atom of the axis algebra with every weight axis that cont
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -57,8 +61,7 @@ _QUANTISED = frozenset(
 """Ops that read weights of whole numbers."""
 
 
-@dataclass(frozen=True, slots=True)
-class WeightUse:
+class WeightUse(NamedTuple):
     """One axis of one use of a weight that contains the group's atom."""
 
     initialiser: str
@@ -153,23 +156,33 @@ class Analysis:
             )
         return self._by_name[name]
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of group names and sizes: what a plan refers to, not the values of weights."""
+        text = json.dumps([(g.name, g.role, g.size) for g in self.groups if g.weights])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def by_role(self, role: str) -> tuple[Group, ...]:
         """Return the groups of one role, in graph order."""
         return tuple(group for group in self.groups if group.role == role)
 
 
 @without_collector()
-def analyse(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> Analysis:
-    """Find the coupled groups of a model. The model is not changed.
+def analyse(
+    model: ir.Model, *, allow_outputs: Collection[str] = (), in_place: bool = False
+) -> Analysis:
+    """Find the coupled groups of a model. The model is not changed, but see ``in_place``.
 
     Args:
-        model: any; it is brought into working form first.
+        model: any; a copy of it is brought into working form first.
         allow_outputs: names of graph outputs whose positions can go too.
+        in_place: bring the model itself into working form; it is then what the analysis
+            refers to and what ``remove_atoms`` cuts.
 
     Raises:
         BadInputError: the graph contradicts itself, or has no such output.
     """
-    return analyse_prepared(prepare(model), allow_outputs=allow_outputs)
+    return analyse_prepared(prepare(model, in_place=in_place), allow_outputs=allow_outputs)
 
 
 @without_collector()
@@ -184,9 +197,10 @@ def analyse_prepared(model: ir.Model, *, allow_outputs: Collection[str] = ()) ->
     uses = _weight_uses(model, axes)
     made = {a for a, found in uses.items() if any(u.node.op_type not in _ADDED for u in found)}
     roles = find_roles(model, axes, made)
-    computed = set(axes.values())
-    opened = [v for v in model.graph.outputs if v.name in allow_outputs and v in computed]
-    roles.outputs.update(a for v in opened for expr in axes.of(v) for a in leaves(expr))
+    if allow_outputs:
+        computed = set(axes.values())
+        opened = [v for v in model.graph.outputs if v.name in allow_outputs and v in computed]
+        roles.outputs.update(a for v in opened for expr in axes.of(v) for a in leaves(expr))
     groups = [_group(atom, tuple(weights), roles) for atom, weights in uses.items()]
     groups.extend(_without_weights(model, axes, roles, uses))
     return Analysis(model, axes, roles, _with_unique_names(groups), tuple(allow_outputs))
@@ -195,18 +209,22 @@ def analyse_prepared(model: ir.Model, *, allow_outputs: Collection[str] = ()) ->
 def _weight_uses(model: ir.Model, axes: AxisMap) -> dict[Atom, list[WeightUse]]:
     names = parameter_names(model)
     found: dict[Atom, list[WeightUse]] = {}
-    for node, slot in axes.constant_uses():
+    for (node, slot), exprs in axes.of_uses.items():
         value = node.inputs[slot]
         tensor = None if value is None else constant_tensor(value)
-        if value is None or tensor is None:
+        if value is None or tensor is None or not exprs:
             continue
         if not tensor.dtype.is_floating_point() and node.op_type not in _QUANTISED:
             continue  # positions and masks go along with a cut, but nobody calls them weights
-        parameter = names.get(value.name or "", "") or _guess(node, value)
-        for axis, expr in enumerate(axes.at(node, slot)):
+        initialiser = value.name or ""
+        parameter = names.get(initialiser, "") or _guess(node, value)
+        for axis, expr in enumerate(exprs):
             for atom in leaves(expr):
-                use = WeightUse(value.name or "", parameter, axis, expr, node, slot)
-                found.setdefault(atom, []).append(use)
+                use = WeightUse(initialiser, parameter, axis, expr, node, slot)
+                if atom in found:
+                    found[atom].append(use)
+                else:
+                    found[atom] = [use]
     return found
 
 

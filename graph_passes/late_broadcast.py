@@ -30,13 +30,12 @@ def broadcast_late(graph: ir.Graph) -> bool:
     Only what the shapes of the file prove is done. Returns whether something changed.
     """
     changed = False
-    for node in tuple(graph):
-        if node.domain or not node.outputs or node.outputs[0].is_graph_output():
-            continue
-        if node.op_type == "Reshape":
+    nodes = [node for node in graph if node.op_type in {"Reshape", "Expand"} and not node.domain]
+    for node in nodes:
+        if node.op_type == "Reshape" and not node.outputs[0].is_graph_output():
             changed |= _skip_round_trip(graph, node)
-    for node in tuple(graph):
-        if not node.domain and node.op_type == "Expand":
+    for node in nodes:
+        if node.op_type == "Expand" and node.graph is graph:
             changed |= _leave_out(graph, node)
     return changed
 

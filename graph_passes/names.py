@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import onnx_ir as ir
 
@@ -22,12 +23,23 @@ def module_path(node: ir.Node) -> str:
     """
     recorded = node.metadata_props.get(_SCOPES_KEY)
     if recorded:
-        scopes = [scope for scope in ast.literal_eval(recorded) if scope]
+        scopes = [scope for scope in _listed(recorded) if scope]
         return str(scopes[-2]) if len(scopes) > 1 else ""
     name = node.name or ""
     if "/" not in name:
         return ""
     return ".".join(part for part in name.strip("/").split("/")[:-1] if part)
+
+
+_PLAIN_LIST = re.compile(r"\[(?:'[^'\"\\]*'(?:, '[^'\"\\]*')*)?\]")
+
+
+def _listed(recorded: str) -> list[str]:
+    """Read a list of strings as Python spells it; without quotes inside it needs no parser."""
+    if _PLAIN_LIST.fullmatch(recorded):
+        return recorded.split("'")[1::2]
+    listed: list[str] = ast.literal_eval(recorded)
+    return listed
 
 
 def node_name(node: ir.Node) -> str:
@@ -56,6 +68,7 @@ def parameter_name(model: ir.Model, initialiser: str) -> str:
     return parameter_names(model).get(initialiser, initialiser)
 
 
+@lru_cache(maxsize=4096)
 def layer_of(name: str) -> str:
     """Cut a parameter or module name behind its last block number.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -138,7 +137,7 @@ def make_plan(
     plan = Plan(
         dict(keep),
         _sizes(analysis),
-        fingerprint(analysis),
+        analysis.fingerprint,
         allow_inexact,
         analysis.allow_outputs,
         blocks,
@@ -149,12 +148,6 @@ def make_plan(
 
 def _sizes(analysis: Analysis) -> dict[str, int]:
     return {group.name: group.size for group in analysis.groups if group.weights}
-
-
-def fingerprint(analysis: Analysis) -> str:
-    """Hash group names and sizes: what a plan refers to, independent of weight values."""
-    text = json.dumps([(g.name, g.role, g.size) for g in analysis.groups if g.weights])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def resolve_plan(analysis: Analysis, plan: Plan) -> dict[Atom, NDArray[np.int64]]:
@@ -177,7 +170,7 @@ def resolve_plan(analysis: Analysis, plan: Plan) -> dict[Atom, NDArray[np.int64]
 
 
 def _check_model(analysis: Analysis, plan: Plan) -> None:
-    if not plan.fingerprint or plan.fingerprint == fingerprint(analysis):
+    if not plan.fingerprint or plan.fingerprint == analysis.fingerprint:
         return
     here = _sizes(analysis)
     differs = [
@@ -258,4 +251,4 @@ def _check_blocks(analysis: Analysis, plan: Plan) -> None:
                 )
 
 
-__all__ = ["SCHEMA", "Plan", "fingerprint", "make_plan", "resolve_plan"]
+__all__ = ["SCHEMA", "Plan", "make_plan", "resolve_plan"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from secateur.graph_passes.axes.subgraphs import has_no_subgraph
 from secateur.graph_passes.connections import check_connections
 from secateur.graph_passes.constant_folding import fold_integers
 from secateur.graph_passes.late_broadcast import broadcast_late
@@ -13,27 +14,31 @@ _CONSTANTS_NEED_NO_INPUT = 4
 """Before this IR version every initialiser had to be a graph input too, also those made here."""
 
 
-def prepare(model: ir.Model) -> ir.Model:
+def prepare(model: ir.Model, *, in_place: bool = False) -> ir.Model:
     """Return a copy with functions inlined, constants lifted and shapes inferred.
 
     Tensors are shared with the original, which stays as it is. Shapes are inferred
     only where the file lacks some, or where folded integers make open sizes known.
 
+    Args:
+        model: any.
+        in_place: change the model itself and return it, for a caller that needs no copy.
+
     Raises:
         BadInputError: the graph contradicts itself, see ``check_connections``.
     """
     check_connections(model)
-    copy = model.clone()
+    copy = model if in_place else model.clone()
     copy.ir_version = max(copy.ir_version, _CONSTANTS_NEED_NO_INPUT)
     if copy.functions:
         common.InlinePass()(copy)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+    if any(node.op_type == "Constant" or not has_no_subgraph(node) for node in copy.graph):
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
     fold_integers(copy.graph)
     if any(
-        value.shape is None or value.dtype is None
+        (value.shape is None or value.dtype is None) and value.name
         for node in copy.graph
         for value in node.outputs
-        if value.name
     ):
         common.ShapeInferencePass(data_prop=True)(copy)
     if broadcast_late(copy.graph):

@@ -8,9 +8,17 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx_ir.passes import common
 
-from secateur.graph_passes.axes import REWRITES, Atom, AxisMap, indices, is_cut, kept_length, size
+from secateur.graph_passes.axes import (
+    REWRITES,
+    Atom,
+    AxisMap,
+    Expr,
+    indices,
+    is_cut,
+    kept_length,
+    size,
+)
 from secateur.graph_passes.axes.allocation import without_collector
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.constants import unused_name
@@ -20,6 +28,7 @@ from secateur.graph_passes.groups import Analysis, analyse_prepared
 from secateur.graph_passes.names import name_copies
 from secateur.graph_passes.plan import Plan, resolve_plan
 from secateur.graph_passes.prepare import prepare
+from secateur.graph_passes.unread import remove_unread
 from secateur.weights import array_of, take
 
 _Cut = tuple[tuple[int, bytes], ...]
@@ -44,7 +53,7 @@ def remove(model: ir.Model, plan: Plan) -> ir.Model:
     smaller = remove_atoms(analysis, keep)
     if blocks:  # after the cuts, which need the values that the analysis knows
         remove_blocks(smaller, blocks)
-        common.RemoveUnusedNodesPass()(smaller)
+        remove_unread(smaller)
     return smaller
 
 
@@ -53,11 +62,12 @@ def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> 
     """Cut the analysed model itself, in place, and return it."""
     model, axes = analysis.model, analysis.axes
     _slice_constants(model, axes, keep)
-    for node in list(model.graph):
-        if op_key(node) in REWRITES and axes.knows(node, -1) and _reads(node, axes, keep):
-            REWRITES[op_key(node)](node, axes, keep)
-    _resize_values(model, axes, keep)
-    common.RemoveUnusedNodesPass()(model)
+    for node in tuple(model.graph):
+        rewrite = REWRITES.find(op_key(node))
+        if rewrite is not None and axes.knows(node, -1) and _reads(node, axes, keep):
+            rewrite(node, axes, keep)
+    _resize_values(axes, keep)
+    remove_unread(model)
     return model
 
 
@@ -97,15 +107,18 @@ def _slice_constants(
 ) -> None:
     """Slice each constant once per way in which its uses are cut."""
     cuts: dict[ir.Value, dict[_Cut, _Uses]] = {}
-    for node, slot in axes.constant_uses():
+    spelled: dict[Expr, bytes] = {}
+
+    def positions(expr: Expr) -> bytes:
+        if expr not in spelled:
+            spelled[expr] = indices(expr, keep).tobytes()
+        return spelled[expr]
+
+    for (node, slot), exprs in axes.of_uses.items():
         value = node.inputs[slot]
         if value is None:
             continue
-        key = tuple(
-            (axis, indices(expr, keep).tobytes())
-            for axis, expr in enumerate(axes.at(node, slot))
-            if is_cut(expr, keep)
-        )
+        key = tuple([(i, positions(expr)) for i, expr in enumerate(exprs) if is_cut(expr, keep)])
         cuts.setdefault(value, {}).setdefault(key, []).append((node, slot))
     copies: dict[str, str] = {}
     for value, ways in cuts.items():
@@ -142,13 +155,11 @@ def _take(tensor: ir.TensorProtocol, kept: Mapping[int, NDArray[np.int64]]) -> i
     return ir.Tensor(take(array_of(tensor), kept), dtype=tensor.dtype)
 
 
-def _resize_values(model: ir.Model, axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]) -> None:
+def _resize_values(axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]) -> None:
     """Declare the new sizes of computed values, which else would contradict the weights."""
-    del model
-    for value in axes.values():
-        if value.shape is None:
+    for value, exprs in axes.of_values.items():
+        if value.shape is None or exprs is None:
             continue
-        exprs = axes.of(value)
         touched = [is_cut(expr, keep) for expr in exprs]
         if not any(touched) or len(exprs) != len(value.shape):
             continue

@@ -23,7 +23,7 @@ def replace_ints(node: ir.Node, slot: int, entries: Sequence[int]) -> None:
 def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Register an initialiser under ``name``, or under that with a number if it is taken."""
     unique = unused_name(graph, name)
-    tensor = ir.tensor(array, name=unique)
+    tensor = ir.Tensor(array, name=unique)
     value = ir.Value(
         name=unique,
         shape=ir.Shape(array.shape),

@@ -181,7 +181,9 @@ def _walk(expr: Expr) -> Iterator[Atom]:
 
 def is_cut(expr: Expr, keep: Keep) -> bool:
     """Tell whether an axis contains one of the atoms."""
-    return not keep.keys().isdisjoint(leaves(expr))
+    if len(expr) == 1 and type(expr[0]) is Atom and expr[0].definition is None:
+        return expr[0] in keep  # most axes are one atom
+    return bool(expr) and not keep.keys().isdisjoint(leaves(expr))
 
 
 def kept_length(expr: Expr, keep: Keep) -> int:

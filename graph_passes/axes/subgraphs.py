@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import onnx_ir as ir
 
@@ -15,18 +15,21 @@ def has_no_subgraph(node: ir.Node) -> bool:
     return not listed or all(attribute.type not in _SUBGRAPHS for attribute in listed.values())
 
 
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs that are attributes of a node."""
+    for attribute in node.attributes.data.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
 def captured(node: ir.Node) -> Iterator[ir.Value]:
     """Yield outer values that the subgraphs of a node read."""
-    for attribute in node.attributes.values():
-        graphs: Iterable[ir.Graph] = ()
-        if attribute.type == ir.AttributeType.GRAPH:
-            graphs = (attribute.as_graph(),)
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            graphs = attribute.as_graphs()
-        for graph in graphs:
-            for inner in graph.all_nodes():
-                yield from (value for value in inner.inputs if value is not None)
-            yield from graph.outputs
+    for graph in subgraphs(node):
+        for inner in graph.all_nodes():
+            yield from (value for value in inner.inputs if value is not None)
+        yield from graph.outputs
 
 
-__all__ = ["captured", "has_no_subgraph"]
+__all__ = ["captured", "has_no_subgraph", "subgraphs"]

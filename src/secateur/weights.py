@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
-_BLOCK_ELEMENTS = 1 << 22
+_BLOCK_ELEMENTS = 1 << 20
+_SMALL_ELEMENTS = 1 << 14
+"""Below, finding out how to copy takes longer than copying."""
 
 
 def array_of(tensor: ir.TensorProtocol) -> Array:
@@ -61,6 +63,8 @@ def take(array: Array, kept: Mapping[int, NDArray[np.int64]]) -> Array:
     if len(kept) == 1:
         ((axis, positions),) = kept.items()
         return _take_axis(array, positions, axis)
+    if kept.keys() == {0, 1} and array.flags.c_contiguous and array.size:
+        return _take_rows_and_columns(array, kept[0], kept[1])
     rows = kept.get(0, np.arange(array.shape[0]))
     shape = [len(kept[axis]) if axis in kept else n for axis, n in enumerate(array.shape)]
     taken = np.empty(shape, array.dtype)
@@ -73,8 +77,30 @@ def take(array: Array, kept: Mapping[int, NDArray[np.int64]]) -> Array:
     return taken
 
 
+def _take_rows_and_columns(
+    array: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> Array:
+    """Take along the first two axes in one go, without a copy of whole rows between."""
+    run = 1 if array.size <= _SMALL_ELEMENTS else _common_run(columns, array.shape[1])
+    columns = columns[::run] // run
+    items = array.reshape(array.shape[0], array.shape[1] // run, -1)
+    taken = np.empty((len(rows), len(columns), items.shape[2]), array.dtype)
+    if items.shape[2] == 1 and array.size > _SMALL_ELEMENTS:
+        for row, out in zip(rows.tolist(), taken, strict=True):
+            items[row].take(columns, 0, out=out, mode="clip")  # others than clip make a copy
+    else:
+        flat, width = items.reshape(-1, items.shape[2]), items.shape[1]
+        step = max(1, _BLOCK_ELEMENTS // len(columns))
+        for start in range(0, len(rows), step):
+            which = rows[start : start + step, None] * width + columns
+            flat.take(which, 0, out=taken[start : start + step], mode="clip")
+    return taken.reshape(len(rows), -1, *array.shape[2:])
+
+
 def _take_axis(array: Array, positions: NDArray[np.int64], axis: int) -> Array:
     """Take positions; whole heads of 64 as runs of 64, not number by number."""
+    if array.size <= _SMALL_ELEMENTS:
+        return array.take(positions, axis)
     run = _common_run(positions, array.shape[axis])
     if run < 2:
         return array.take(positions, axis)
@@ -85,8 +111,9 @@ def _take_axis(array: Array, positions: NDArray[np.int64], axis: int) -> Array:
 
 def _common_run(positions: NDArray[np.int64], length: int) -> int:
     """Longest length of which the kept positions, and the gaps between them, are multiples."""
-    starts = np.flatnonzero(np.diff(positions, prepend=-2) != 1)
-    return math.gcd(length, len(positions), *starts.tolist(), *positions[starts].tolist())
+    inner = np.flatnonzero(positions[1:] != positions[:-1] + 1) + 1
+    starts = [0, *inner.tolist()]
+    return math.gcd(length, len(positions), *starts, *positions[starts].tolist())
 
 
 __all__ = ["Array", "array_of", "bytes_of", "take"]

@@ -12,7 +12,7 @@ from tests.laws.small_models import group_of, network, shapes
 
 from secateur.errors import BadInputError
 from secateur.graph_passes.groups import Analysis, analyse
-from secateur.graph_passes.plan import Plan, fingerprint, make_plan, resolve_plan
+from secateur.graph_passes.plan import Plan, make_plan, resolve_plan
 from secateur.graph_passes.removal import remove
 
 _TEXT = """
@@ -88,12 +88,12 @@ def test_a_norm_is_cut_only_when_asked_for(analysis: Analysis, width: str) -> No
 def test_the_fingerprint_does_not_depend_on_weight_values(analysis: Analysis) -> None:
     other = network(_TEXT, _WEIGHTS)
     other.graph.initializers["w1"].const_value = ir.tensor(np.zeros((4, 6), np.float32))
-    assert fingerprint(analyse(other)) == fingerprint(analysis)
+    assert analyse(other).fingerprint == analysis.fingerprint
 
 
 def test_the_fingerprint_depends_on_sizes(analysis: Analysis) -> None:
     other = analyse(network(_TEXT, {**_WEIGHTS, "w1": (4, 7), "w2": (7, 8)}))
-    assert fingerprint(other) != fingerprint(analysis)
+    assert other.fingerprint != analysis.fingerprint
 
 
 def test_a_plan_for_another_model_is_refused_with_what_differs(

@@ -1,0 +1,37 @@
+"""Take out what nobody reads."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from secateur.graph_passes.axes.subgraphs import has_no_subgraph
+
+
+def remove_unread(model: ir.Model) -> None:
+    """Remove the nodes and initialisers of a graph that nobody reads, and optional outputs.
+
+    The pass of onnx_ir looks every op up in ONNX's tables, to find optional outputs; that is
+    done only for a graph in which some node could have one.
+    """
+    graph = model.graph
+    if model.functions or any(_may_be_tidied(node) for node in graph):
+        common.RemoveUnusedNodesPass()(model)
+        return
+    for node in reversed(graph):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    held = graph.initializers
+    for name, value in tuple(held.data.items()):
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            del held[name]
+
+
+def _may_be_tidied(node: ir.Node) -> bool:
+    """Tell whether the pass could do more to a node than remove it."""
+    if len(node.outputs) != 1 or not node.inputs or node.inputs[-1] is None:
+        return True
+    return "training_mode" in node.attributes.data or not has_no_subgraph(node)
+
+
+__all__ = ["remove_unread"]
