@@ -90,7 +90,7 @@ class Rewriter:
         most = HOLDS[self.dtype].largest / 2
         ends = [self._number(sign * most) for sign in (-1.0, 1.0)]
         name = self._fresh(f"{value.name}.cut")
-        node = ir.node("Clip", [value, *ends], name=name)
+        node = ir.node("Clip", [value, *ends], name=f"cut:{name}".replace("/", "."))
         return self._place(node, value, ir.DataType.FLOAT, name)
 
     def _write_half(self, value: ir.Value) -> None:
@@ -118,7 +118,7 @@ class Rewriter:
 
     def _cast(self, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
         fresh = self._fresh(name)
-        node = ir.node("Cast", [value], {"to": dtype.value}, name=f"{fresh}/Cast")
+        node = ir.node("Cast", [value], {"to": dtype.value}, name=f"cast:{fresh}".replace("/", "."))
         return self._place(node, value, dtype, fresh)
 
     def _place(self, node: ir.Node, source: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:

@@ -35,9 +35,9 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:
     assert half is not None
     write_type(node, ir.DataType.FLOAT)
     value.type, value.name = ir.TensorType(ir.DataType.FLOAT), f"{name}.exact"
-    down = ir.node("Cast", [value], {"to": half.value}, name=f"{name}/round")
+    down = ir.node("Cast", [value], {"to": half.value}, name=f"round:{name}")
     down.outputs[0].name, down.outputs[0].type = f"{name}.rounded", ir.TensorType(half)
-    up = ir.node("Cast", down.outputs, {"to": ir.DataType.FLOAT.value}, name=f"{name}/back")
+    up = ir.node("Cast", down.outputs, {"to": ir.DataType.FLOAT.value}, name=f"back:{name}")
     made = up.outputs[0]
     made.name, made.shape, made.type = name, value.shape, value.type
     for cast in (down, up):
