@@ -26,8 +26,10 @@ from secateur.graph_passes.axes.programs import (
     Program,
     Programs,
     Shapes,
+    declared_ranks,
     is_plain,
     program_of,
+    units_of,
 )
 from secateur.graph_passes.axes.relations import (
     AXIS_RULES,
@@ -47,6 +49,7 @@ from secateur.graph_passes.axes.relations import (
     Sum,
     Unread,
     op_key,
+    sees_units_only,
 )
 from secateur.graph_passes.axes.shape_values import FROM_AXES, data_sources, track, track_constant
 from secateur.graph_passes.axes.sizes import Size, divide
@@ -152,7 +155,7 @@ class _Walk:
         program = _NO_PROGRAM if rule is None else self._program(rule, key, shapes, integers)
         if program is _NO_PROGRAM:
             self._freeze_inputs(f"no axis rule for the op {key}")
-            program = program_of((), [None] * len(shapes), _declared_ranks(node))
+            program = program_of((), [None] * len(shapes), declared_ranks(node))
         self._outputs = [[None] * rank for rank in program.output_ranks]
         self._run(program)
         if program.unmentioned:
@@ -171,14 +174,16 @@ class _Walk:
         assert node is not None
         listed = node.attributes.data
         attributes = tuple([(k, a.value) for k, a in listed.items()]) if listed else ()
-        declared = _declared_ranks(node)
+        declared = declared_ranks(node)
+        if sees_units_only(rule):
+            shapes = units_of(shapes)
         signature = (rule, key, self._opset, shapes, integers, declared, attributes)
         found = _PROGRAMS.find(signature)
         if found is not None:
             return found
         if not has_no_subgraph(node):
             return _NO_PROGRAM
-        view = View(node, self._axes, self._inputs, self._opset)
+        view = View(node, self._axes, shapes, self._opset)
         ranks = [None if shape is None else len(shape) for shape in shapes]
         program = program_of(rule(view), ranks, declared)
         if not view.is_particular and is_plain(node):
@@ -488,11 +493,6 @@ def _is_single_position(expr: Expr, position: int) -> bool:
             return term == UNIT
         offset = offset + size(term)
     return False
-
-
-def _declared_ranks(node: ir.Node) -> tuple[int, ...]:
-    """Number of axes per output that the file declares, -1 where it says nothing."""
-    return tuple([-1 if v.shape is None else len(v.shape) for v in node.outputs])
 
 
 __all__ = ["analyse_axes"]

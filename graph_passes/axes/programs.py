@@ -13,7 +13,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from secateur.graph_passes.axes.relations import Fold, Port, ReadAt, Relation, Same
-from secateur.graph_passes.axes.sizes import Size
+from secateur.graph_passes.axes.sizes import Polynomial, Size
 
 _MOST_PROGRAMS = 4096
 _PLAIN = frozenset(
@@ -24,6 +24,7 @@ _PLAIN = frozenset(
 )
 """Attributes that are compared by value and keep nothing alive."""
 
+_SOME_SIZE = Polynomial.symbol("some size but 1")
 Shapes = tuple[tuple[Size, ...] | None, ...]
 Pairs = tuple[tuple[int, int], ...]
 
@@ -71,6 +72,21 @@ class Programs:
         self._known[signature] = program
 
 
+def units_of(shapes: Shapes) -> Shapes:
+    """Return the shapes with one and the same size for all that are not 1."""
+    return tuple(
+        [
+            None if shape is None else tuple([1 if size == 1 else _SOME_SIZE for size in shape])
+            for shape in shapes
+        ]
+    )
+
+
+def declared_ranks(node: ir.Node) -> tuple[int, ...]:
+    """Number of axes per output that the file declares, -1 where it says nothing."""
+    return tuple([-1 if v.shape is None else len(v.shape) for v in node.outputs])
+
+
 def is_plain(node: ir.Node) -> bool:
     """Tell whether the attributes of a node can be a part of a signature."""
     return all(attribute.type in _PLAIN for attribute in node.attributes.data.values())
@@ -87,24 +103,28 @@ def program_of(
         declared: The same per output; -1 where the file says nothing.
     """
     relations = tuple(relations)
-    named = {port for relation in relations for port in _ports(relation)}
+    named: set[tuple[int, int]] = set()
+    for relation in relations:
+        if isinstance(relation, Same | Fold):
+            named.update(relation.ports)
+        else:
+            named.update(_ports(relation))
+    unmentioned = [
+        (slot, axis)
+        for slot, rank in enumerate(input_ranks)
+        for axis in range(rank or 0)
+        if (slot, axis) not in named
+    ]
     return Program(
         relations,
         tuple([_step(relation, input_ranks) for relation in relations]),
-        tuple(
-            [
-                (slot, axis)
-                for slot, rank in enumerate(input_ranks)
-                for axis in range(rank or 0)
-                if (slot, axis) not in named
-            ]
-        ),
+        tuple(unmentioned),
         tuple([_rank(i, rank, named) for i, rank in enumerate(declared)]),
-        frozenset(relation.slot for relation in relations if isinstance(relation, ReadAt)),
+        frozenset([relation.slot for relation in relations if isinstance(relation, ReadAt)]),
     )
 
 
-def _rank(output: int, declared: int, named: set[Port]) -> int:
+def _rank(output: int, declared: int, named: set[tuple[int, int]]) -> int:
     if declared >= 0:
         return declared
     return max((axis + 1 for slot, axis in named if slot == ~output), default=0)
@@ -128,4 +148,14 @@ def _ports(relation: tuple[object, ...]) -> Iterator[Port]:
             yield from _ports(item)
 
 
-__all__ = ["Pairs", "Program", "Programs", "Shapes", "Step", "is_plain", "program_of"]
+__all__ = [
+    "Pairs",
+    "Program",
+    "Programs",
+    "Shapes",
+    "Step",
+    "declared_ranks",
+    "is_plain",
+    "program_of",
+    "units_of",
+]

@@ -7,7 +7,7 @@ mentions, and every axis of an op without a rule, is frozen with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import onnx_ir as ir
 
@@ -166,6 +166,25 @@ Rewrite = Callable[[ir.Node, "AxisMap", "Keep"], None]
 AXIS_RULES: Registry[AxisRule] = Registry("axis rule")
 """The only place where axis semantics live: op type (``domain:Op`` outside ai.onnx) to rule."""
 
+_BY_UNITS: set[AxisRule] = set()
+
+Rule = TypeVar("Rule", bound=AxisRule)
+
+
+def by_units(rule: Rule) -> Rule:
+    """Say that of the sizes of its inputs a rule only asks which are 1; it sees no others.
+
+    What it says about one node then holds for all of these ranks and units.
+    """
+    _BY_UNITS.add(rule)
+    return rule
+
+
+def sees_units_only(rule: AxisRule) -> bool:
+    """Tell whether a rule is marked with ``by_units``."""
+    return rule in _BY_UNITS
+
+
 REWRITES: Registry[Rewrite] = Registry("attribute rewrite")
 """Ops whose attributes or constant inputs spell sizes: how to spell them after a cut."""
 
@@ -196,5 +215,7 @@ __all__ = [
     "Same",
     "Sum",
     "Unread",
+    "by_units",
     "op_key",
+    "sees_units_only",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.graph_passes.axes.axis_map import AxisMap, constant
-from secateur.graph_passes.axes.expression import Expr, current_sizes
+from secateur.graph_passes.axes.expression import current_sizes
 from secateur.graph_passes.axes.sizes import Polynomial, Size
 
 _MADE_UP = re.compile(r"^(unk__\d+|[su]\d+|.*:\d+|\(.*\))$")
@@ -21,23 +21,28 @@ class View:
     Of ``node`` itself a rule reads the op, the attributes and how many outputs there are.
     """
 
-    __slots__ = ("_axes", "_inputs", "_shapes", "is_particular", "node", "opset")
+    __slots__ = ("_axes", "_shapes", "is_particular", "node", "opset")
 
     def __init__(
-        self, node: ir.Node, axes: AxisMap, inputs: Sequence[Sequence[Expr] | None], opset: int
+        self,
+        node: ir.Node,
+        axes: AxisMap,
+        shapes: Sequence[tuple[Size, ...] | None],
+        opset: int,
     ) -> None:
         self.node = node
         self.opset = opset
         self._axes = axes
-        self._inputs = inputs
-        self._shapes: dict[int, tuple[Size, ...] | None] = {}
+        self._shapes = shapes
         self.is_particular = False
         """Something was read that nodes of equal attributes and input sizes may differ in."""
 
     @classmethod
     def of(cls, node: ir.Node, axes: AxisMap, opset: int = 20) -> View:
         """Return the view of a node of an analysed graph."""
-        return cls(node, axes, [axes.raw(node, i) for i in range(len(node.inputs))], opset)
+        exprs = [axes.raw(node, slot) for slot in range(len(node.inputs))]
+        shapes = [None if found is None else current_sizes(found) for found in exprs]
+        return cls(node, axes, shapes, opset)
 
     def __len__(self) -> int:
         return len(self.node.inputs)
@@ -48,19 +53,15 @@ class View:
 
     def rank(self, slot: int) -> int | None:
         """Return the rank of an input, None where it is unknown or absent."""
-        exprs = self._inputs[slot] if slot < len(self._inputs) else None
-        return None if exprs is None else len(exprs)
+        shape = self._shapes[slot] if slot < len(self._shapes) else None
+        return None if shape is None else len(shape)
 
     def shape(self, slot: int) -> tuple[Size, ...] | None:
         """Return the sizes of an input, or the declared ones of output ``~slot``."""
         if slot < 0:
             self.is_particular = True
             return declared_shape(self.node.outputs[~slot])
-        if slot not in self._shapes:
-            exprs = self._inputs[slot] if slot < len(self._inputs) else None
-            found = None if exprs is None else current_sizes(exprs)
-            self._shapes[slot] = found
-        return self._shapes[slot]
+        return self._shapes[slot] if slot < len(self._shapes) else None
 
     def constant(self, slot: int) -> np.ndarray | None:
         """Return the array of a constant input, None where it is computed or absent."""

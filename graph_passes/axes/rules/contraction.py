@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from secateur.graph_passes.axes.relations import AXIS_RULES, OUT, Fold, Fresh, Port, Relation, Same
+from secateur.graph_passes.axes.relations import (
+    AXIS_RULES,
+    OUT,
+    Fold,
+    Fresh,
+    Port,
+    Relation,
+    Same,
+    by_units,
+)
 from secateur.graph_passes.axes.view import View
 
 
 @AXIS_RULES.register("MatMul")
+@by_units
 def matmul(view: View) -> Iterator[Relation]:
     """(..., M, K) @ (..., K, N) -> (..., M, N); 1-D operands as in NumPy."""
     left, right = view.shape(0), view.shape(1)
@@ -58,6 +68,7 @@ def fused_matmul(view: View) -> Iterator[Relation]:
 
 
 @AXIS_RULES.register("Gemm", "com.microsoft:FusedGemm")
+@by_units
 def gemm(view: View) -> Iterator[Relation]:
     """(M, K) @ (K, N) + C -> (M, N), operands possibly transposed; C broadcasts."""
     swap_a, swap_b = view.integer("transA", 0), view.integer("transB", 0)

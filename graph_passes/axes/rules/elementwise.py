@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from secateur.graph_passes.axes.relations import AXIS_RULES, OUT, Port, Relation, Same, Unread
+from secateur.graph_passes.axes.relations import (
+    AXIS_RULES,
+    OUT,
+    Port,
+    Relation,
+    Same,
+    Unread,
+    by_units,
+)
 from secateur.graph_passes.axes.view import View
 
 _ONE_INPUT = (
@@ -26,6 +34,7 @@ _BROADCAST = (
 
 
 @AXIS_RULES.register(*_BROADCAST, *_ONE_INPUT)
+@by_units
 def elementwise(view: View) -> Iterable[Relation]:
     """(..., A), (..., A or 1), ... -> (..., A): every axis is carried.
 
@@ -61,6 +70,7 @@ def _carried(operands: tuple[tuple[int, ...], ...]) -> tuple[Relation, ...]:
 
 
 @AXIS_RULES.register("Dropout")
+@by_units
 def dropout(view: View) -> Iterator[Relation]:
     """(A, ...) -> (A, ...): the identity at inference; the mask output follows."""
     for axis in range(view.rank(0) or 0):
@@ -69,6 +79,7 @@ def dropout(view: View) -> Iterator[Relation]:
 
 
 @AXIS_RULES.register("CastLike")
+@by_units
 def cast_like(view: View) -> Iterator[Relation]:
     """(A, ...), like -> (A, ...): only the type of the second input is read."""
     for axis in range(view.rank(0) or 0):

@@ -18,6 +18,7 @@ from secateur.graph_passes.axes.relations import (
     Relation,
     Same,
     Sum,
+    by_units,
 )
 from secateur.graph_passes.axes.sizes import Size, at_most, divide, product, static
 from secateur.graph_passes.axes.view import View
@@ -27,6 +28,7 @@ _LENGTHS = "the lengths of the parts are computed"
 
 
 @AXIS_RULES.register("Transpose")
+@by_units
 def transpose(view: View) -> Iterable[Relation]:
     """Axis ``perm[i]`` of the input is axis i of the output."""
     rank = view.rank(0) or 0

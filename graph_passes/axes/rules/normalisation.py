@@ -14,11 +14,13 @@ from secateur.graph_passes.axes.relations import (
     Port,
     Relation,
     Same,
+    by_units,
 )
 from secateur.graph_passes.axes.view import View
 
 
 @AXIS_RULES.register("Softmax", "LogSoftmax", "Hardmax")
+@by_units
 def softmax(view: View) -> Iterator[Relation]:
     """Every axis is carried; the normalised one also folds, with neutral -inf.
 
@@ -34,6 +36,7 @@ def softmax(view: View) -> Iterator[Relation]:
 
 
 @AXIS_RULES.register("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
+@by_units
 def layer_norm(view: View) -> Iterator[Relation]:
     """(..., D), scale (D), bias (D) -> (..., D): D folds without a neutral element."""
     rank = view.rank(0) or 0
@@ -58,6 +61,7 @@ def layer_norm(view: View) -> Iterator[Relation]:
 @AXIS_RULES.register(
     "com.microsoft:SkipLayerNormalization", "com.microsoft:SkipSimplifiedLayerNormalization"
 )
+@by_units
 def skip_layer_norm(view: View) -> Iterator[Relation]:
     """(B, N, D), skip (B, N, D), scale, bias, bias (D) -> (B, N, D), and the sum as output 3."""
     rank = view.rank(0) or 0
@@ -75,6 +79,7 @@ def skip_layer_norm(view: View) -> Iterator[Relation]:
 
 
 @AXIS_RULES.register("BatchNormalization")
+@by_units
 def batch_norm(view: View) -> Iterator[Relation]:
     """(B, C, *S), scale, bias, mean, variance (C) -> (B, C, *S), with frozen statistics."""
     for axis in range(view.rank(0) or 0):
@@ -83,6 +88,7 @@ def batch_norm(view: View) -> Iterator[Relation]:
 
 
 @AXIS_RULES.register("InstanceNormalization")
+@by_units
 def instance_norm(view: View) -> Iterator[Relation]:
     """(B, C, *S), scale, bias (C) -> (B, C, *S): space folds without a neutral element."""
     for axis in range(view.rank(0) or 0):

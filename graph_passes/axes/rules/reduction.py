@@ -16,6 +16,7 @@ from secateur.graph_passes.axes.relations import (
     Relation,
     Same,
     Unread,
+    by_units,
 )
 from secateur.graph_passes.axes.sizes import static
 from secateur.graph_passes.axes.view import View
@@ -35,6 +36,7 @@ NEUTRAL: dict[str, float | None] = {
 
 
 @AXIS_RULES.register(*NEUTRAL)
+@by_units
 def reduce(view: View) -> Iterator[Relation]:
     """Folded axes vanish (or become 1 with ``keepdims``), the others are carried."""
     rank = view.rank(0)
@@ -73,6 +75,7 @@ def _reduced(view: View) -> frozenset[int] | None:
 
 
 @AXIS_RULES.register("ArgMax", "ArgMin")
+@by_units
 def arg_reduce(view: View) -> Iterator[Relation]:
     """The searched axis folds; its positions come out, the others are carried."""
     rank = view.rank(0) or 0
@@ -92,6 +95,7 @@ def arg_reduce(view: View) -> Iterator[Relation]:
 
 
 @AXIS_RULES.register("CumSum")
+@by_units
 def cumulative_sum(view: View) -> Iterator[Relation]:
     """Every axis is carried; the summed one folds with neutral 0: cut elements add nothing."""
     rank = view.rank(0) or 0
