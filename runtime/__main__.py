@@ -13,13 +13,23 @@ from typing import Any
 import numpy as np
 
 from secateur.errors import BadInputError, ParityError, SecateurError
+from secateur.runtime.backend import EngineSpec
 from secateur.runtime.bench import BenchOptions, BenchRow, break_even_batch
 from secateur.runtime.bench_bundle import bench_bundle
 from secateur.runtime.build import BuildOptions, build_target, safe_level
+from secateur.runtime.build_job import BuildJob, StepPrinter, ignore
 from secateur.runtime.bundle import BENCH_NAME, PARITY_NAME, open_bundle
-from secateur.runtime.bundle_writer import revised_bundle
+from secateur.runtime.bundle_writer import Draft, revised_bundle
 from secateur.runtime.engine_cache import engine_cache
 from secateur.runtime.npz import read_npz
+from secateur.runtime.on_device import (
+    Proof,
+    fitting_workspace,
+    memory_of,
+    prove,
+    refuse_unequal,
+    trtexec_of,
+)
 from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.parity import GoldenParity, check_goldens
 from secateur.runtime.session import DEFAULT_TARGET, open_session
@@ -46,30 +56,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build(options: argparse.Namespace) -> None:
-    """Build engines for targets; the bundle is replaced in one step at the end."""
+    """Build engines for targets and compare them with the goldens."""
+    if options.trtexec:
+        _say(trtexec_of(options.bundle))
+        return
     with open_bundle(options.bundle) as bundle:
         targets = options.target or sorted(bundle.manifest.engines)
     if not targets:
         raise BadInputError("no target is named", next_step="--target onnxruntime or --target rtx")
     targets = [str(parse_target(target)) for target in targets]
-    with revised_bundle(options.bundle) as draft:
-        spec = draft.manifest.spec
-        workspace = options.workspace_mib << 20 if options.workspace_mib else spec.workspace_bytes
-        timeout_s = options.timeout or spec.timeout_s
-        changed = replace(spec, workspace_bytes=workspace, timeout_s=timeout_s)
-        draft.manifest = replace(draft.manifest, spec=changed)
-        level = options.optimisation
-        if level == AUTO and "onnxruntime" in targets:
-            level = safe_level(draft)
-        made = BuildOptions(level, options.forced, engine_cache(options.cache))
-        notes = {target: build_target(draft, target, made) for target in targets}
+    notes = _build_all(options, targets)
     with open_bundle(options.bundle) as bundle:
         files, engines = bundle.manifest.files, bundle.manifest.engines
     sizes = {target: files[engines[target].file].size_bytes for target in targets}
+    proofs = [prove(options.bundle, t) for t in targets] if options.parity else []
     if options.json:
-        _say(json.dumps({"built": sizes, "notes": notes}))
-    for target, size_bytes in sizes.items() if not options.json else ():
-        _say(f"{target}: {size_bytes / 1e6:.1f} MB, {notes[target]}")
+        _say(json.dumps({"built": sizes, "notes": notes, "parity": _proofs_to_json(proofs)}))
+    else:
+        for target, size_bytes in sizes.items():
+            _say(f"{target}: {size_bytes / 1e6:.1f} MB, {notes[target]}")
+        for proof in proofs:
+            lines = _parity_lines(proof.parity) if proof.parity else [proof.why_not]
+            _say("\n".join(f"{proof.target}: {line}" for line in lines))
+    refuse_unequal(proofs)
+
+
+def _build_all(options: argparse.Namespace, targets: list[str]) -> dict[str, str]:
+    """Build into the bundle, which is replaced in one step at the end; a note for each target."""
+    with revised_bundle(options.bundle) as draft:
+        draft.manifest = replace(draft.manifest, spec=_build_spec(options, draft, targets))
+        level = options.optimisation
+        if level == AUTO and "onnxruntime" in targets:
+            level = safe_level(draft)
+        job = BuildJob(on_step=ignore if options.json else StepPrinter())
+        # TensorRT runs where it builds, so that its engine is compared, with the twin's tokens.
+        forced = options.forced or (options.parity and "tensorrt" in targets)
+        made = BuildOptions(level, forced, engine_cache(options.cache), job)
+        return {target: build_target(draft, target, made) for target in targets}
+
+
+def _build_spec(options: argparse.Namespace, draft: Draft, targets: list[str]) -> EngineSpec:
+    """The bundle's own specification, with what the command line and this machine say."""
+    spec = draft.manifest.spec
+    spec = replace(spec, timeout_s=options.timeout or spec.timeout_s)
+    builders = [target for target in targets if target != "onnxruntime"]
+    memory = memory_of(draft) if builders else None
+    if memory is not None and options.memory_check:
+        memory.check()
+    if options.workspace_mib:
+        return replace(spec, workspace_bytes=options.workspace_mib << 20)
+    if memory is not None and "tensorrt" in builders:
+        return replace(spec, workspace_bytes=fitting_workspace(spec, memory))
+    return spec
+
+
+def _proofs_to_json(proofs: list[Proof]) -> dict[str, Any]:
+    return {p.target: p.parity.to_json() if p.parity else {"not_run": p.why_not} for p in proofs}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -194,7 +236,18 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
         help="of ONNX Runtime; auto: the highest that agrees with none on the goldens",
     )
     parser.add_argument("--forced", action="store_true", help="build the forced twin for parity")
-    parser.add_argument("--workspace-mib", type=int, default=0, help="0: as the bundle says")
+    parser.add_argument(
+        "--workspace-mib", type=int, default=0, help="0: as the bundle says, if memory allows"
+    )
+    parser.add_argument(
+        "--trtexec", action="store_true", help="print trtexec's line; build nothing"
+    )
+    parser.add_argument(
+        "--no-parity", dest="parity", action="store_false", help="do not compare with the goldens"
+    )
+    parser.add_argument(
+        "--no-memory-check", dest="memory_check", action="store_false", help="build in any memory"
+    )
     parser.add_argument(
         "--cache", default="", help="folder of engines built before; off for none (SECATEUR_CACHE)"
     )

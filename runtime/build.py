@@ -10,6 +10,7 @@ from pathlib import Path
 from secateur.errors import BadInputError
 from secateur.runtime.backend import BACKENDS, EngineSpec, ShapeRange
 from secateur.runtime.budgets import along, symbol_ranges
+from secateur.runtime.build_job import QUIET, BuildJob
 from secateur.runtime.bundle import FORCED_NAME, GOLDENS_NAME, MODEL_NAME
 from secateur.runtime.bundle_writer import Draft
 from secateur.runtime.checks import check_build
@@ -39,6 +40,7 @@ class BuildOptions:
     optimisation: str
     forced: bool = True
     cache: EngineCache | None = None
+    job: BuildJob = QUIET
 
 
 def build_target(draft: Draft, target: str, options: BuildOptions) -> str:
@@ -55,7 +57,7 @@ def build_target(draft: Draft, target: str, options: BuildOptions) -> str:
         _check_runs(model, options.optimisation)
         draft.add_onnxruntime(optimisation=options.optimisation)
         return f"runs the model itself, graph optimisation {options.optimisation!r}"
-    made = _build(model, draft.manifest.spec, parsed, options.cache)
+    made = _build(model, draft.manifest.spec, parsed, options)
     version = str(made.built.record["versions"]["tensorrt"])
     # An engine of TensorRT-RTX fits its whole series, one of TensorRT only its own version.
     requires = same_series(version) if parsed.backend == "rtx" else f"=={version}"
@@ -63,7 +65,7 @@ def build_target(draft: Draft, target: str, options: BuildOptions) -> str:
     twin = draft.folder / FORCED_NAME
     if options.forced and twin.is_file():
         spec = forced_spec(twin, draft.manifest.spec)
-        draft.add_forced_engine(str(parsed), _build(twin, spec, parsed, options.cache).built)
+        draft.add_forced_engine(str(parsed), _build(twin, spec, parsed, options).built)
     return f"version {version}; {made.why}"
 
 
@@ -105,14 +107,18 @@ def _forced(outline: ModelOutline, spec: EngineSpec) -> EngineSpec:
     return replace(spec, profiles={**spec.profiles, **biases})
 
 
-def _build(model: Path, spec: EngineSpec, target: Target, cache: EngineCache | None) -> Fetched:
+def _build(model: Path, spec: EngineSpec, target: Target, options: BuildOptions) -> Fetched:
     outline = read_outline(model)
     complete = complete_spec(outline, spec, target)
     check_build(outline, sites_from_metadata(outline.metadata), complete, target)
     logger.info("building %s for %s", model.name, target)
-    build = partial(TensorRt(target.backend).build_with_record, model, complete)
+    cache, job = options.cache, options.job
     if cache is None:
-        return Fetched(build(), False, "built, without a cache")
+        built = TensorRt(target.backend).build_with_record(model, complete, job)
+        return Fetched(built, False, "built, without a cache")
+    if job.timing_cache is None:
+        job = replace(job, timing_cache=cache.folder / "timings" / target.backend)
+    build = partial(TensorRt(target.backend).build_with_record, model, complete, job)
     found = ingredients(target.backend, outline, model, spec=complete)
     return cache.fetch(found, build)
 

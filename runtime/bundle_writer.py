@@ -19,7 +19,7 @@ import numpy as np
 from secateur.errors import BadInputError
 from secateur.runtime.archive import pack
 from secateur.runtime.backend import Built
-from secateur.runtime.bundle import FORCED_NAME, MODEL_NAME, is_bundle, open_bundle
+from secateur.runtime.bundle import FORCED_NAME, GOLDENS_NAME, MODEL_NAME, is_bundle, open_bundle
 from secateur.runtime.files import (
     inside,
     partial_path,
@@ -30,6 +30,7 @@ from secateur.runtime.files import (
     sync,
 )
 from secateur.runtime.files import replace as replace_path
+from secateur.runtime.loader_script import LOADER, LOADER_NAME
 from secateur.runtime.manifest import MANIFEST_NAME, EngineEntry, FileRecord, Manifest
 from secateur.runtime.onnx_outline import read_outline
 from secateur.runtime.sites import sites_from_metadata
@@ -182,6 +183,8 @@ def _seal(draft: Draft) -> None:
             operators=outline.operators,
             sites=sites_from_metadata(outline.metadata),
         )
+    if (draft.folder / GOLDENS_NAME).is_file():
+        draft.write(LOADER_NAME, LOADER)
     names = sorted(
         file.relative_to(draft.folder).as_posix()
         for file in draft.folder.rglob("*")

@@ -69,7 +69,8 @@ def keep_timings(config: Any, file: Path | None) -> None:  # noqa: ANN401
         replace(unfinished, file)
     except OSError as error:
         logger.warning("the timings are not kept: %s", error)
-        unfinished.unlink(missing_ok=True)
+        if unfinished.exists():
+            unfinished.unlink()
 
 
 __all__ = ["keep_timings", "use_timings", "watch"]
