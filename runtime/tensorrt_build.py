@@ -6,6 +6,7 @@ Only ``build_worker`` should call it: the builder can crash and takes its proces
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import re
 from collections.abc import Iterable, Mapping
@@ -65,6 +66,9 @@ def build_engine(backend: str, onnx_path: Path, spec: EngineSpec, *, job: BuildJ
         "compute_capabilities": list(spec.compute_capabilities),
         "workspace_bytes": spec.workspace_bytes,
         "decomposed_attentions": decomposed,
+        "precision": json.loads(outline.metadata.get("secateur.precision", "{}")).get(
+            "dtype", "float32"
+        ),
         "memory_bytes": _memory(messages),
         "warnings": _texts(messages, "warning"),
         "versions": {

@@ -11,6 +11,7 @@ import fnmatch
 import json
 import logging
 from collections import Counter
+from typing import Any
 
 import onnx_ir as ir
 
@@ -77,14 +78,14 @@ def lower_precision(model: ir.Model, precision: Precision) -> ir.Model:
     return copy
 
 
-def precision_record(model: ir.Model) -> dict[str, object]:
+def precision_record(model: ir.Model) -> dict[str, Any]:
     """What a lowered model says of itself: ``{"dtype": "float32"}`` for any other.
 
     ``nodes`` counts those in half precision, ``float32`` those that are not, by reason,
     ``kept`` lists (module, node, reason) where the model's own numbers or the user decided.
     """
     text = model.metadata_props.get(PRECISION_KEY)
-    record: dict[str, object] = json.loads(text) if text else {"dtype": "float32"}
+    record: dict[str, Any] = json.loads(text) if text else {"dtype": "float32"}
     return record
 
 
@@ -114,7 +115,7 @@ def _check_patterns(model: ir.Model, precision: Precision) -> None:
             )
 
 
-def _record(decisions: Decisions, precision: Precision) -> dict[str, object]:
+def _record(decisions: Decisions, precision: Precision) -> dict[str, Any]:
     reasons = Counter(reason for reason in decisions.reasons.values() if reason)
     kept = [
         {"module": module_path(node), "node": node_name(node), "reason": reason}

@@ -199,11 +199,34 @@ class Traffic(_Strict):
     """At most this many profiles; requests are divided where their sizes differ most."""
 
 
+PrecisionType = Literal["fp32", "fp16", "bf16"]
+
+DTYPES: dict[PrecisionType, str] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""The types as NumPy and the table of tolerances spell them."""
+
+
+class Precision(_Strict):
+    """What the shipped graph computes in, written into the graph: the same on every target."""
+
+    type: PrecisionType = "fp32"
+    keep: tuple[str, ...] = ()
+    """Modules or nodes that stay in float32, by name or pattern: ``encoder.layer.3*``."""
+
+
+def _type_alone(value: object) -> object:
+    return {"type": value} if isinstance(value, str) else value
+
+
+AnyPrecision = Annotated[
+    Precision, BeforeValidator(_type_alone, json_schema_input_type=PrecisionType | Precision)
+]
+
+
 class Parity(_Strict):
     """How equal is equal; every bound is fixed before anything is compared."""
 
-    precision: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
-    """Which row of the table of tolerances holds for scores, flips and values."""
+    precision: Literal["same", "float32", "float16", "bfloat16", "int8"] = "same"
+    """Which row of the table of tolerances holds; ``same`` is that of the graph's precision."""
     task: Literal["embedding", "top1", "none"] = "none"
     """What the deployed model is compared with the dense one by, on the user's data."""
     output: str = ""
@@ -261,6 +284,8 @@ class Recipe(_Strict):
     profile: Profiles = ()
     """The shapes an engine must take; a list of several gives it as many profiles."""
     traffic: Traffic | None = None
+    precision: AnyPrecision = Precision()
+    """``fp16`` or ``bf16``, or with ``type`` and ``keep`` what is to stay in float32."""
     parity: Parity = Parity()
     bench: Bench | None = None
     report: Report = Report()
@@ -268,6 +293,12 @@ class Recipe(_Strict):
     """Folder of engines that were built before, or ``off``; empty: SECATEUR_CACHE or the user's."""
     output: Path | None = None
     """Folder of the bundle; without it, build/<name> beside the recipe."""
+
+    @property
+    def tolerances(self) -> str:
+        """Which row of the table of tolerances holds for what is shipped."""
+        asked = self.parity.precision
+        return DTYPES[self.precision.type] if asked == "same" else asked
 
     @field_validator("model", mode="before")
     @classmethod
@@ -294,11 +325,13 @@ def json_schema() -> dict[str, Any]:
 
 
 __all__ = [
+    "DTYPES",
     "SCHEMA_VERSION",
     "Bench",
     "Data",
     "ModelSource",
     "Parity",
+    "Precision",
     "Profile",
     "Recipe",
     "Removal",

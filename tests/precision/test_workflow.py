@@ -23,8 +23,10 @@ from secateur.runtime.targets import parse_target
 from secateur.workflow.precision import (
     Lowering,
     check_types,
+    dtype_of,
     explained,
     lower,
+    rounded,
     runnable,
     suspects,
 )
@@ -162,11 +164,27 @@ def test_fp8_is_refused_before_sm89(tmp_path: Path, target: str, sm: str) -> Non
 
 def test_onnxruntime_runs_the_rounded_twin_of_a_bfloat16_model(tmp_path: Path) -> None:
     path = _saved(tmp_path, ir.DataType.BFLOAT16)
-    twin = runnable(path, Lowering("bfloat16"))
-    assert twin.name == "model.rounded.onnx"
+    assert dtype_of(path) == "bfloat16"
     model, arrays = block()
-    assert error(run(ir.load(twin), arrays)["y"], run(model, arrays)["y"]) < 0.1
-    assert runnable(path, FP16) == path
+    with runnable(path) as twin:
+        assert error(run(ir.load(twin), arrays)["y"], run(model, arrays)["y"]) < 0.1
+    assert not twin.exists()
+
+
+def test_onnxruntime_runs_a_float16_model_itself(tmp_path: Path) -> None:
+    path = _saved(tmp_path, ir.DataType.FLOAT16)
+    with runnable(path) as file:
+        assert file == path
+
+
+def test_a_failure_on_a_gpu_is_seen_without_one(tmp_path: Path) -> None:
+    observed = [{"x": np.full((1, 4), 1e-3, np.float32)}]
+    path = tmp_path / "model.onnx"
+    onnx.save(ir.to_proto(lower(chain(), FP16, observed)), path)
+    large = {"x": np.ones((1, 4), np.float32)}
+    assert np.isfinite(run(ir.load(path), large)["y"]).all(), "float16 in float32 registers"
+    with rounded(path) as twin:
+        assert not np.isfinite(run(ir.load(twin), large)["y"]).all()
 
 
 # --- small random networks ------------------------------------------------------------------

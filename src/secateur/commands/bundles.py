@@ -70,6 +70,8 @@ def build(
     max_shapes: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     traffic: Path | None = None,
     profiles: int = 1,
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
+    keep_float32: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     optimisation: Literal["auto", "disabled", "basic", "extended", "all"] = "auto",
     cache: str = "",
     json: bool = False,
@@ -94,6 +96,10 @@ def build(
         Recorded requests to take the shapes from, as run --record writes them.
     profiles
         Of recorded requests: at most so many profiles.
+    precision
+        What an .onnx model is lowered to first, written into the graph; see docs/precision.md.
+    keep_float32
+        Modules or nodes that stay in float32, by name or pattern; may be given several times.
     optimisation
         ONNX Runtime's graph optimisation as deployed; auto is the highest that keeps the numbers.
     cache
@@ -101,14 +107,18 @@ def build(
     json
         Print a JSON document instead of a table.
     """
+    from secateur.recipe import DTYPES
     from secateur.runtime.build import BuildOptions
     from secateur.runtime.engine_cache import engine_cache
     from secateur.workflow.building import build_bundle, shapes_from
+    from secateur.workflow.precision import Lowering, lowered_file
 
     source = shapes_from(min_shapes, opt_shapes, max_shapes, traffic=traffic, count=profiles)
-    with Steps(quiet=json).step(f"build for {', '.join(target)}"):
+    lowering = Lowering(DTYPES[precision], keep_float32)
+    steps = Steps(quiet=json).step(f"build for {', '.join(target)}")
+    with steps, lowered_file(model, lowering) as file:
         options = BuildOptions(optimisation, cache=engine_cache(cache))
-        built = build_bundle(model, output, target, profiles=source, options=options)
+        built = build_bundle(file, output, target, profiles=source, options=options)
     rows = [(a.target, a.file, f"{a.bytes / 2**20:.1f}", f"{a.seconds:.1f}", a.note) for a in built]
     if json:
         print_json([asdict(artefact) for artefact in built])

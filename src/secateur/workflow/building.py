@@ -27,6 +27,7 @@ from secateur.runtime.sites import sites_from_metadata
 from secateur.runtime.targets import parse_target
 from secateur.workflow import shipping
 from secateur.workflow.golden import default_budgets
+from secateur.workflow.precision import dtype_of
 from secateur.workflow.pruning import recorded_plan
 from secateur.workflow.random_inputs import made_up_batches
 from secateur.workflow.results import Artefact
@@ -168,6 +169,8 @@ def _build(
         spec = spec.with_each(shipping.engine_spec(model, profiles).each())
     shipping.check_targets(model, spec, targets)
     shipping.with_spec(draft, spec, model)
+    if dtype_of(model) != "float32":
+        draft.manifest = replace(draft.manifest, dtype=dtype_of(model))
     level = _level(model, targets, options.optimisation)
     return shipping.ship(draft, targets, replace(options, optimisation=level))
 
@@ -178,7 +181,7 @@ def _level(model: Path, targets: Sequence[str], asked: str) -> str:
         return OPTIMISATION_LEVELS[-1] if asked == AUTOMATIC else asked
     graph = from_onnx(model)
     batches = [batch | default_budgets(graph) for batch in made_up_batches(graph)]
-    return highest_agreeing_level(model, batches, tolerance=TOLERANCES["float32"])
+    return highest_agreeing_level(model, batches, tolerance=TOLERANCES[dtype_of(model)])
 
 
 __all__ = ["build_bundle", "bundle_model", "shapes_from"]

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from secateur.errors import ParityError
 from secateur.export.marker_translation import without_markers
 from secateur.graph_passes.groups import Analysis, analyse
+from secateur.graph_passes.precision.lower import precision_record
 from secateur.recipe import Recipe
 from secateur.runtime import bundle as names
 from secateur.runtime.backend import Arrays
@@ -27,6 +28,8 @@ from secateur.workflow.counting import size_of
 from secateur.workflow.data import Samples, example_samples, load_samples
 from secateur.workflow.environment import environment
 from secateur.workflow.golden import Golden
+from secateur.workflow.parity import Options
+from secateur.workflow.precision import Lowering, explained, in_words, lower, runnable, suspects
 from secateur.workflow.pruning import Pruned, prune_graph, read_plan
 from secateur.workflow.random_inputs import made_up_batches
 from secateur.workflow.report import render_report
@@ -79,6 +82,19 @@ class Work:
         return without_markers(self.pruned.model) if self.pruned else self.source.graph
 
 
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The models of a bundle in the recipe's precision, as files and in memory."""
+
+    lowering: Lowering
+    dense: ir.Model
+    shipped: ir.Model
+    file: Path
+    """The shipped model."""
+    forced: Path
+    """Its forced twin, or itself where no tokens are selected."""
+
+
 def deploy(recipe: Recipe, recipe_text: str, *, progress: Progress) -> Results:
     """Do what a recipe says and put the bundle in its place in one step at the end.
 
@@ -94,14 +110,14 @@ def deploy(recipe: Recipe, recipe_text: str, *, progress: Progress) -> Results:
     """
     with new_bundle(bundle_path(recipe)) as draft:
         work = _make(recipe, progress)
-        _place_models(draft, recipe, work)
+        placed = _place_models(draft, recipe, work, progress)
         results = _describe(recipe, work)
-        results, level = _verify(draft, recipe, work, results, progress)
+        results, level = _verify(draft, recipe, work, placed, (results, progress))
         with progress.step(f"build for {', '.join(recipe.targets)}"):
             artefacts = shipping.ship(draft, recipe.targets, _build_options(recipe, level))
-        rows = _time(recipe, work, draft.folder, progress)
+        rows = _time(recipe, work, placed, progress)
         results = replace(results, artefacts=artefacts, bench=rows)
-        _write(draft, recipe, recipe_text, work, results)
+        _write(draft, recipe, recipe_text, (work, placed, results))
     return results
 
 
@@ -157,12 +173,21 @@ def _batches(recipe: Recipe, samples: Samples) -> list[dict[str, Any]]:
     return list(samples.batches(recipe.parity.batch, recipe.parity.samples))
 
 
-def _place_models(draft: Draft, recipe: Recipe, work: Work) -> None:
+def _place_models(draft: Draft, recipe: Recipe, work: Work, progress: Progress) -> Placed:
     """Write the shipped model, its forced twin and the dense one; check every target first."""
-    model = shipping.place_models(draft, work.shipped, work.source.graph)
+    lowering = Lowering.of(recipe.precision)
+    shipped, dense = work.shipped, work.source.graph
+    if lowering.is_half:
+        with progress.step(f"lower to {recipe.precision.type} what is safe on the data"):
+            batches = _batches(recipe, work.samples)
+            shipped, dense = (lower(model, lowering, batches) for model in (shipped, dense))
+        progress.note(in_words(shipped))
+    model = shipping.place_models(draft, shipped, dense)
     spec = shipping.engine_spec(model, recipe.traffic or recipe.profile)
     shipping.check_targets(model, spec, recipe.targets)
     shipping.with_spec(draft, spec, model)
+    twin = draft.folder / names.FORCED_NAME
+    return Placed(lowering, dense, shipped, model, twin if twin.exists() else model)
 
 
 def _describe(recipe: Recipe, work: Work) -> Results:
@@ -197,21 +222,17 @@ def _frozen(analysis: Analysis) -> list[Frozen]:
 
 
 def _verify(
-    draft: Draft, recipe: Recipe, work: Work, results: Results, progress: Progress
+    draft: Draft, recipe: Recipe, work: Work, placed: Placed, told: tuple[Results, Progress]
 ) -> tuple[Results, str]:
     """Compare with the reference and on the user's data; the level that is shipped."""
-    model = draft.folder / names.MODEL_NAME
-    twin = draft.folder / names.FORCED_NAME
-    options = verification.parity_options(
-        recipe.parity, work.source.outputs, token_outputs(work.analysis)
-    )
+    results, progress = told
+    options = verification.parity_options(recipe, work.source.outputs, token_outputs(work.analysis))
     plan = work.pruned.plan if work.pruned else None
     batches: list[Arrays] = [*_batches(recipe, work.samples)]
     with progress.step("compare with the PyTorch reference"):
         goldens = make_goldens(work.source, plan, work.shipped, batches)
         draft.write(names.GOLDENS_NAME, _golden_bytes(goldens, options.token_outputs))
-        forced = twin if twin.exists() else model
-        verified = verification.verify_onnxruntime(model, forced, goldens, options)
+        verified = _verified(work, placed, goldens, options, batches)
     if verified.lowered_from:
         progress.note(f"graph optimisation lowered to {verified.level!r}: above it numbers change")
     with progress.step("compare with the dense model on the data"):
@@ -221,7 +242,8 @@ def _verify(
             verified.level,
             recipe.report.samples,
         )
-        found = on_data(work.source, model, work.shipped, work.samples, shown)
+        with runnable(placed.file) as model:
+            found = on_data(work.source, model, work.shipped, work.samples, shown)
     draft.write_json(
         names.PARITY_NAME,
         {
@@ -241,6 +263,20 @@ def _verify(
     )
     _stop_unless_equal(done, bundle_path(recipe))
     return done, verified.level
+
+
+def _verified(
+    work: Work, placed: Placed, goldens: list[Golden], options: Options, batches: list[Arrays]
+) -> verification.Verified:
+    """Compare on ONNX Runtime; where half precision fails, say which layer, and what to keep."""
+    try:
+        return verification.verify(placed.file, placed.forced, goldens, options)
+    except ParityError as error:
+        if not placed.lowering.is_half:
+            raise
+        feeds = goldens[0].forced_inputs()
+        found = suspects(work.shipped, placed.lowering, feeds, batches=batches)
+        raise explained(error, found) from error
 
 
 def _golden_bytes(goldens: list[Golden], token_outputs: frozenset[str]) -> bytes:
@@ -263,25 +299,30 @@ def _stop_unless_equal(results: Results, output: Path) -> None:
 
 
 def _time(
-    recipe: Recipe, work: Work, folder: Path, progress: Progress
+    recipe: Recipe, work: Work, placed: Placed, progress: Progress
 ) -> tuple[dict[str, Any], ...]:
     if recipe.bench is None:
         return ()
-    models = {"tokens": work.tokens_only, "removal": work.smaller, "combined": work.shipped}
-    chosen: dict[str, ir.Model] = {name: models[name] for name in recipe.bench.variants}
+    models = {"tokens": work.tokens_only, "removal": work.smaller}
+    batches = _batches(recipe, work.samples)
+    chosen: dict[str, ir.Model] = {
+        name: lower(models[name], placed.lowering, batches) if name in models else placed.shipped
+        for name in recipe.bench.variants
+    }
     with progress.step("time dense and pruned, in turns"):
-        scratch = folder / "bench"
-        rows = time_variants(
-            work.source.graph, chosen, recipe.bench, folder=scratch, note=progress.note
-        )
+        scratch = placed.file.parent / "bench"
+        rows = time_variants(placed.dense, chosen, recipe.bench, folder=scratch, note=progress.note)
         for file in scratch.iterdir():
             file.unlink()
         scratch.rmdir()
     return rows
 
 
-def _write(draft: Draft, recipe: Recipe, recipe_text: str, work: Work, results: Results) -> None:
+def _write(
+    draft: Draft, recipe: Recipe, recipe_text: str, made: tuple[Work, Placed, Results]
+) -> None:
     """Everything in the bundle that is not a model or an engine."""
+    work, placed, results = made
     draft.write(names.RECIPE_NAME, recipe_text)
     if work.pruned is not None:
         draft.write(PLAN_NAME, work.pruned.plan.to_json())
@@ -290,12 +331,13 @@ def _write(draft: Draft, recipe: Recipe, recipe_text: str, work: Work, results: 
     heads = {r.layer: r.kept for r in results.removed if r.what == "heads"}
     draft.manifest = replace(
         draft.manifest,
-        dtype=recipe.parity.precision,
+        dtype=recipe.tolerances,
         kept_heads=heads,
         created_with=results.environment,
         facts={
             "name": results.name,
             "source": results.source,
+            "precision": precision_record(placed.shipped),
             "dense": asdict(results.dense),
             "pruned": asdict(results.pruned),
         },

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
@@ -12,19 +16,28 @@ from secateur.calibration.ranges import largest_magnitudes
 from secateur.errors import BadInputError, ParityError
 from secateur.export.onnx_file import from_onnx, save
 from secateur.graph_passes.force_selection import force
+from secateur.graph_passes.lowering import has_markers
 from secateur.graph_passes.names import module_path, node_name
 from secateur.graph_passes.precision.decisions import Precision
-from secateur.graph_passes.precision.lower import lower_precision
+from secateur.graph_passes.precision.lower import (
+    PRECISION_KEY,
+    lower_precision,
+    precision_record,
+)
 from secateur.graph_passes.precision.rounded import rounded_twin
+from secateur.recipe import DTYPES
+from secateur.recipe import Precision as Settings
 from secateur.runtime.backend import Arrays
+from secateur.runtime.bundle import is_bundle
 from secateur.runtime.compare import TOLERANCES
-from secateur.runtime.onnx_outline import ModelOutline
+from secateur.runtime.onnx_outline import ModelOutline, read_outline
 from secateur.runtime.targets import Target
 from secateur.workflow.bisect import BisectOptions, bisect
 from secateur.workflow.golden import default_budgets, site_records
+from secateur.workflow.random_inputs import made_up_batches
+from secateur.workflow.selecting import select_tokens
 
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""Types by the names that recipes use, as NumPy and the tables of tolerances spell them."""
+logger = logging.getLogger(__name__)
 
 _SINCE = {
     "bfloat16": 80,
@@ -45,11 +58,16 @@ _MOST_EXCLUSIONS = 4
 class Lowering:
     """The type that a model computes in, and what stays out of it.
 
-    ``dtype`` is a value of ``PRECISIONS``; ``keep`` are patterns of modules or nodes.
+    ``dtype`` is a value of ``recipe.DTYPES``; ``keep`` are patterns of modules or nodes.
     """
 
     dtype: str = "float32"
     keep: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(settings: Settings) -> Lowering:
+        """What a recipe, or the options of a command, ask for."""
+        return Lowering(DTYPES[settings.type], settings.keep)
 
     @property
     def is_half(self) -> bool:
@@ -100,16 +118,69 @@ def check_types(outline: ModelOutline, target: Target) -> None:
                 )
 
 
-def runnable(model: Path, lowering: Lowering) -> Path:
-    """A file that ONNX Runtime can run for the model: itself, or its rounded float32 twin.
+def dtype_of(model: Path) -> str:
+    """The half-precision type that a file says it was lowered to, else ``float32``."""
+    record = json.loads(read_outline(model).metadata.get(PRECISION_KEY, "{}"))
+    return str(record.get("dtype", "float32"))
 
-    The twin of ``model.onnx`` is ``model.rounded.onnx`` beside it.
+
+@contextmanager
+def rounded(model: Path) -> Iterator[Path]:
+    """Yield the file of a lowered model's float32 twin, which rounds where a GPU does.
+
+    ONNX Runtime's CPU computes float16 in float32 and joins the casts, so that what overflows
+    on a GPU does not there; it must run the twin without graph optimisation.
     """
-    if lowering.dtype not in _WITHOUT_CPU_KERNELS or not model.is_file():
-        return model
-    twin = model.with_suffix(".rounded.onnx")
-    save(rounded_twin(from_onnx(model)), twin)
-    return twin
+    with TemporaryDirectory(prefix="secateur-") as folder:
+        yield save(rounded_twin(from_onnx(model)), Path(folder) / model.name)[0]
+
+
+@contextmanager
+def runnable(model: Path) -> Iterator[Path]:
+    """Yield a file that ONNX Runtime's CPU can run for a model: itself, or its rounded twin."""
+    if runs_on_cpu(model):
+        yield model
+        return
+    with rounded(model) as twin:
+        yield twin
+
+
+def runs_on_cpu(model: Path) -> bool:
+    """Whether ONNX Runtime's CPU computes in the type of a model."""
+    return dtype_of(model) not in _WITHOUT_CPU_KERNELS
+
+
+@contextmanager
+def lowered_file(model: Path, lowering: Lowering) -> Iterator[Path]:
+    """Yield the file of an .onnx model in the wanted precision; itself where that is float32.
+
+    Ranges are those of made-up inputs: a file brings no data.
+
+    Raises:
+        BadInputError: a bundle, or a model that is lowered already.
+    """
+    if not lowering.is_half:
+        yield model
+        return
+    if is_bundle(model):
+        raise BadInputError(
+            "the model of a bundle has its precision already",
+            where=str(model),
+            next_step="name another precision in the recipe, or build from the .onnx file",
+        )
+    graph = from_onnx(model)
+    graph = select_tokens(graph, ()) if has_markers(graph) else graph
+    with TemporaryDirectory(prefix="secateur-") as folder:
+        made = lower(graph, lowering, made_up_batches(graph))
+        logger.info("%s", in_words(made))
+        yield save(made, Path(folder) / model.name)[0]
+
+
+def in_words(model: ir.Model) -> str:
+    """How much of a lowered model computes in half precision, and why the rest does not."""
+    record = precision_record(model)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in record["float32"].items())
+    return f"{record['nodes']} nodes compute in {record['dtype']}; in float32: {reasons or 'none'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +246,16 @@ def _forced(model: ir.Model) -> ir.Model:
 
 
 __all__ = [
-    "PRECISIONS",
     "Lowering",
     "Suspects",
     "check_types",
+    "dtype_of",
     "explained",
+    "in_words",
     "lower",
+    "lowered_file",
+    "rounded",
     "runnable",
+    "runs_on_cpu",
     "suspects",
 ]

@@ -29,6 +29,7 @@ from secateur.runtime.targets import Target, parse_target
 from secateur.runtime.traffic import profiles_from_traffic, read_traffic
 from secateur.runtime.versions import installed_version
 from secateur.workflow.golden import Golden, site_records
+from secateur.workflow.precision import check_types
 from secateur.workflow.results import Artefact
 
 logger = logging.getLogger(__name__)
@@ -91,13 +92,14 @@ def check_targets(model: Path, spec: EngineSpec, targets: Iterable[str]) -> None
     """Raise before any build what a builder would stumble on later: profiles, K, operators.
 
     Raises:
-        BadInputError: no profile where one is needed, K above N or 3840, operators that a
-            target lacks.
+        BadInputError: no profile where one is needed, K above N or 3840, operators or types
+            that a target lacks.
         MissingDependencyError: a target's library is not installed.
     """
     outline = read_outline(model)
     sites = sites_from_metadata(outline.metadata)
     for target in map(parse_target, targets):
+        check_types(outline, target)
         installed_version(target.backend)
         if target.backend == "onnxruntime" and not spec.profiles:
             continue  # it takes every shape

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from secateur.errors import ParityError
-from secateur.recipe import Parity
+from secateur.recipe import Recipe
 from secateur.runtime.backend import Array, Arrays, Run
 from secateur.runtime.compare import relative_error
 from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS, OnnxRuntime
 from secateur.workflow.golden import Golden
 from secateur.workflow.parity import METRICS, Options, ParityReport, Task, check
+from secateur.workflow.precision import dtype_of, rounded, runs_on_cpu
 from secateur.workflow.results import Agreement, Check
 
 TASKS: dict[str, tuple[str, ...]] = {
@@ -41,16 +42,43 @@ class Verified:
 
 
 def parity_options(
-    settings: Parity, outputs: Sequence[str], token_outputs: frozenset[str]
+    recipe: Recipe, outputs: Sequence[str], token_outputs: frozenset[str]
 ) -> Options:
     """The bounds and tasks of a recipe; the outputs that have a row per token."""
-    output = settings.output or outputs[0]
-    tasks = tuple(Task(metric, output) for metric in TASKS[settings.task])
-    return Options(settings.precision, token_outputs, tasks)
+    output = recipe.parity.output or outputs[0]
+    tasks = tuple(Task(metric, output) for metric in TASKS[recipe.parity.task])
+    return Options(recipe.tolerances, token_outputs, tasks)
+
+
+def verify(model: Path, forced: Path, goldens: Sequence[Golden], options: Options) -> Verified:
+    """Compare what is shipped, with every half-precision result rounded as on a GPU.
+
+    A model in float16 is compared as ONNX Runtime runs it, too; none is in bfloat16.
+
+    Raises:
+        ParityError: either comparison fails.
+    """
+    dtype = dtype_of(model)
+    if dtype == "float32":
+        return verify_onnxruntime(model, forced, goldens, options)
+    with rounded(model) as twin, rounded(forced) as forced_twin:
+        levels = OPTIMISATION_LEVELS[:1]
+        found = verify_onnxruntime(twin, forced_twin, goldens, options, levels=levels)
+    name = f"{dtype}, every result rounded"
+    checks = tuple(replace(row, target=name) for row in found.checks)
+    if not runs_on_cpu(model):
+        return replace(found, checks=checks)
+    deployed = verify_onnxruntime(model, forced, goldens, options)
+    return replace(deployed, checks=(*checks, *deployed.checks))
 
 
 def verify_onnxruntime(
-    model: Path, forced: Path, goldens: Sequence[Golden], options: Options
+    model: Path,
+    forced: Path,
+    goldens: Sequence[Golden],
+    options: Options,
+    *,
+    levels: Sequence[str] = OPTIMISATION_LEVELS,
 ) -> Verified:
     """Compare at the highest optimisation level, and at lower ones until one passes.
 
@@ -60,8 +88,8 @@ def verify_onnxruntime(
     Raises:
         ParityError: it is not even the reference without any rewriting.
     """
-    asked = OPTIMISATION_LEVELS[-1]
-    for level in reversed(OPTIMISATION_LEVELS):
+    asked = levels[-1]
+    for level in reversed(levels):
         backend = OnnxRuntime(optimisation=level)
         with backend.session(forced) as forced_run, backend.session(model) as run:
             report = check(goldens, forced_run, free=run, options=options)
@@ -167,5 +195,6 @@ __all__ = [
     "agreements",
     "parity_options",
     "planted_error_is_caught",
+    "verify",
     "verify_onnxruntime",
 ]
