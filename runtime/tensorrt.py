@@ -38,6 +38,10 @@ class TensorRt:
 
     library: str
     """Key of ``versions.LIBRARIES``: ``tensorrt`` or ``rtx``."""
+    contexts: int = 1
+    """Calls that may run at once, from as many threads."""
+    graphs: int = 16
+    """CUDA graphs that each context keeps; 0 records none."""
 
     def build(self, onnx_path: Path, spec: EngineSpec) -> bytes:
         """The engine alone; see ``build_with_record``."""
@@ -63,10 +67,11 @@ class TensorRt:
         Raises MissingDependencyError when there is no device, BadInputError when the engine
         is for another version or GPU.
         """
-        from secateur.runtime.tensorrt_session import open_engine
+        from secateur.runtime.tensorrt_session import SessionOptions, open_engine
 
         content = engine.read_bytes() if isinstance(engine, Path) else engine
-        with open_engine(self.library, content) as run:
+        options = SessionOptions(self.contexts, self.graphs)
+        with open_engine(self.library, content, options) as run:
             yield run
 
 

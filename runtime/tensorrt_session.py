@@ -1,4 +1,4 @@
-"""Opens a TensorRT engine and runs it, one call at a time, on the first CUDA device.
+"""Opens a TensorRT engine and runs it on the first CUDA device.
 
 Not yet run on hardware: no CUDA device was at hand when this was written. Every name of the
 library that it uses is held to the published bindings of four versions by a test.
@@ -8,20 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
 from secateur.errors import BadInputError
 from secateur.runtime import cuda_driver
-from secateur.runtime.backend import Array, Arrays, Run
+from secateur.runtime.backend import Array, Arrays, Profile, Run
+from secateur.runtime.device_buffers import GraphCache, Store
+from secateur.runtime.profile_choice import Sizes, choose_profile, sizes_of
 from secateur.runtime.signature import TensorInfo, check_inputs
 from secateur.runtime.tensorrt_api import Message, load, make_logger
+from secateur.runtime.tensorrt_engine import (
+    cannot_open,
+    make_context,
+    make_output_allocator,
+    profiles_of,
+    signature_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How an engine runs.
+
+    ``contexts`` calls may run at once, from as many threads, each with memory of its own.
+    ``graphs`` is how many CUDA graphs a context keeps, one per profile, shapes and budgets;
+    0 records none.
+    """
+
+    contexts: int = 1
+    graphs: int = 16
 
 
 @contextmanager
-def open_engine(backend: str, content: bytes) -> Generator[Run]:
-    """Deserialise an engine and yield ``run``.
+def open_engine(backend: str, content: bytes, options: SessionOptions) -> Generator[Run]:
+    """Deserialise an engine and yield ``run``, which threads may share.
 
     Raises MissingDependencyError for no library or no device, BadInputError for an engine
     that this library or device cannot open; never yields without an engine.
@@ -30,145 +54,153 @@ def open_engine(backend: str, content: bytes) -> Generator[Run]:
     cuda_driver.check_device()
     messages: list[Message] = []
     logger = make_logger(trt, messages)
-    with cuda_driver.device_context(), cuda_driver.stream() as stream:
+    with ExitStack() as stack:
+        device = stack.enter_context(cuda_driver.device_context())
         runtime = trt.Runtime(logger)
         engine = runtime.deserialize_cuda_engine(content)
         if engine is None:
-            raise _cannot_open(trt, messages)
-        context = engine.create_execution_context()
-        if context is None:
-            raise _cannot_open(trt, messages)
-        inputs, outputs = _signature(trt, engine)
+            raise cannot_open(trt, messages)
+        lanes: SimpleQueue[Lane] = SimpleQueue()
+        for _ in range(max(1, options.contexts)):
+            context, records_itself = make_context(trt, engine, messages)
+            stream = stack.enter_context(cuda_driver.stream())
+            graphs = 0 if records_itself else options.graphs
+            lane = Lane(trt, engine, context, stream=stream, graphs=graphs)
+            stack.callback(lane.release)
+            lanes.put(lane)
 
         def run(arrays: Arrays) -> dict[str, Array]:
-            with ExitStack() as stack:
-                return _Call(trt, context, stream, stack).run(check_inputs(arrays, inputs), outputs)
+            lane = lanes.get()
+            try:
+                with cuda_driver.current(device):
+                    return lane.run(arrays)
+            finally:
+                lanes.put(lane)
 
         yield run
 
 
-class _Call:
-    """One execution: device copies of the inputs, allocators for the outputs."""
+class Lane:
+    """One execution context with its stream, memory and recorded graphs; one call at a time."""
 
-    def __init__(self, trt: Any, context: Any, stream: int, stack: ExitStack) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        trt: Any,  # noqa: ANN401
+        engine: Any,  # noqa: ANN401
+        context: Any,  # noqa: ANN401
+        *,
+        stream: int,
+        graphs: int,
+    ) -> None:
         self._trt = trt
+        self._engine = engine
         self._context = context
         self._stream = stream
-        self._stack = stack
+        self._graphs = GraphCache(cuda_driver.destroy_graph, graphs)
+        self._inputs, self._outputs = signature_of(trt, engine)
+        self._profiles = profiles_of(trt, engine, self._inputs)
+        names = [info.name for info in (*self._inputs, *self._outputs)]
+        self._stores = {name: Store(self._graphs.clear) for name in names}
+        self._allocators: dict[str, Any] = {}
+        self._host_values: dict[str, Array] = {}
+        self._profile = 0
 
-    def run(self, feed: dict[str, Array], outputs: tuple[TensorInfo, ...]) -> dict[str, Array]:
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """What the engine takes."""
+        return self._profiles
+
+    def run(self, arrays: Arrays) -> dict[str, Array]:
         """Run once and wait; outputs by name, with the sizes that the run decided."""
+        feed = check_inputs(arrays, self._inputs)
+        shapes, values = sizes_of(feed, self._profiles)
+        self._use_profile(choose_profile(self._profiles, shapes, values))
         for name, array in feed.items():
             self._bind_input(name, array)
-        allocators = {info.name: self._bind_output(info.name) for info in outputs}
-        if not self._context.execute_async_v3(self._stream):
-            shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
-            raise BadInputError(
-                "TensorRT could not run the engine on these inputs",
-                got=shapes,
-                wanted="shapes and values inside the engine's profile (see its side-car)",
-            )
-        cuda_driver.synchronise(self._stream)
-        return {info.name: allocators[info.name].fetch(np.dtype(info.dtype)) for info in outputs}
+        if missing := self._context.infer_shapes():
+            raise BadInputError("TensorRT lacks values of inputs", got=", ".join(missing))
+        fixed = [self._bind_output(info) for info in self._outputs]
+        self._execute(shapes, values, all(fixed))
+        return self._fetch()
+
+    def release(self) -> None:
+        """Give memory and graphs back."""
+        self._graphs.clear()
+        for store in self._stores.values():
+            store.release()
+
+    def _use_profile(self, place: int) -> None:
+        if place != self._profile:
+            if not self._context.set_optimization_profile_async(place, self._stream):
+                raise BadInputError(f"TensorRT does not change to profile {place}")
+            cuda_driver.synchronise(self._stream)
+            self._profile = place
 
     def _bind_input(self, name: str, array: Array) -> None:
-        engine = self._context.engine
+        engine = self._engine
         if engine.get_tensor_location(name) == self._trt.TensorLocation.HOST:
-            # The values decide shapes: TensorRT reads them on the host, at execution.
-            self._context.set_tensor_address(name, array.ctypes.data)
+            # The values decide shapes: TensorRT reads them on the host, until the run is queued.
+            self._host_values[name] = array
+            address = array.ctypes.data
         else:
-            address = cuda_driver.allocate(array.nbytes)
-            self._stack.callback(cuda_driver.free, address)
-            cuda_driver.copy_to_device(address, array.ctypes.data, array.nbytes)
-            self._context.set_tensor_address(name, address)
+            address = self._stores[name].upload(array, self._stream)
+        self._context.set_tensor_address(name, address)
         if not self._context.set_input_shape(name, array.shape):
             raise BadInputError(
-                f"the shape of input {name!r} is outside the engine's profile",
+                f"TensorRT refuses the shape of input {name!r}",
                 got=str(list(array.shape)),
-                wanted=f"between {_profile_ends(engine, name)}",
+                wanted=f"a shape inside profile {self._profile}",
                 next_step="build with a wider profile, or split the batch",
             )
 
-    def _bind_output(self, name: str) -> Any:  # noqa: ANN401
-        allocator = _allocator(self._trt)
-        self._stack.callback(allocator.release)
-        self._context.set_output_allocator(name, allocator)
-        return allocator
+    def _bind_output(self, info: TensorInfo) -> bool:
+        """Give the output memory; whether its size is known before the run."""
+        shape = tuple(self._context.get_tensor_shape(info.name))
+        if all(size >= 0 for size in shape):
+            size_bytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(info.dtype).itemsize
+            address = self._stores[info.name].device.reserve(size_bytes)
+            self._context.set_tensor_address(info.name, address)
+            return True
+        if info.name not in self._allocators:
+            made = make_output_allocator(self._trt, self._stores[info.name])
+            self._allocators[info.name] = made
+        self._context.set_output_allocator(info.name, self._allocators[info.name])
+        return False
+
+    def _execute(self, shapes: Sizes, values: Sizes, is_fixed: bool) -> None:
+        graph = 0
+        if is_fixed:
+            key = (self._profile, tuple(shapes.items()), tuple(values.items()))
+            graph = self._graphs.get(key, self._record)
+        if graph:
+            cuda_driver.launch(graph, self._stream)
+        elif not self._enqueue():
+            raise BadInputError(
+                "TensorRT could not run the engine on these inputs",
+                got=", ".join(f"{name} {list(s)}" for name, s in {**shapes, **values}.items()),
+                wanted="shapes and values inside the engine's profile (see its side-car)",
+            )
+
+    def _enqueue(self) -> bool:
+        return bool(self._context.execute_async_v3(self._stream))
+
+    def _record(self) -> int:
+        return cuda_driver.capture(self._stream, self._enqueue)
+
+    def _fetch(self) -> dict[str, Array]:
+        found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {}
+        if self._allocators:
+            cuda_driver.synchronise(self._stream)  # the allocators are told the sizes by then
+        for info in self._outputs:
+            dtype = np.dtype(info.dtype)
+            allocator = self._allocators.get(info.name)
+            shape = tuple(self._context.get_tensor_shape(info.name))
+            shape = allocator.shape if allocator is not None else shape
+            size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+            self._stores[info.name].start_download(size_bytes, self._stream)
+            found[info.name] = (shape, dtype)
+        cuda_driver.synchronise(self._stream)
+        return {name: self._stores[name].fetch(*form) for name, form in found.items()}
 
 
-def _allocator(trt: Any) -> Any:  # noqa: ANN401
-    """An output allocator: TensorRT asks it for memory once it knows the size."""
-
-    class Allocator(trt.IOutputAllocator):  # type: ignore[misc, name-defined]
-        """Holds one output of one execution."""
-
-        def __init__(self) -> None:
-            trt.IOutputAllocator.__init__(self)
-            self._address = 0
-            self._capacity_bytes = 0
-            self._shape: tuple[int, ...] = ()
-
-        def reallocate_output_async(
-            self,
-            name: str,
-            memory: int,
-            size: int,
-            alignment: int,
-            stream: int,
-        ) -> int:
-            """Memory for the output; the driver aligns to 256 bytes."""
-            if size > self._capacity_bytes or not self._address:
-                self.release()
-                self._address = cuda_driver.allocate(size)
-                self._capacity_bytes = size
-            return self._address
-
-        def notify_shape(self, name: str, shape: Any) -> None:  # noqa: ANN401
-            """Called when the output's shape is known."""
-            self._shape = tuple(shape)
-
-        def fetch(self, dtype: np.dtype[Any]) -> Array:
-            """The output as a new host array."""
-            array = np.empty(self._shape, dtype)
-            if array.nbytes:
-                cuda_driver.copy_to_host(array.ctypes.data, self._address, array.nbytes)
-            return array
-
-        def release(self) -> None:
-            """Free the memory."""
-            if self._address:
-                cuda_driver.free(self._address)
-            self._address = 0
-            self._capacity_bytes = 0
-
-    return Allocator()
-
-
-def _signature(trt: Any, engine: Any) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:  # noqa: ANN401
-    inputs: list[TensorInfo] = []
-    outputs: list[TensorInfo] = []
-    for place in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(place)
-        shape = tuple("" if size < 0 else size for size in engine.get_tensor_shape(name))
-        info = TensorInfo(name, np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name, shape)
-        is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-        (inputs if is_input else outputs).append(info)
-    return tuple(inputs), tuple(outputs)
-
-
-def _profile_ends(engine: Any, name: str) -> str:  # noqa: ANN401
-    low, _, high = engine.get_tensor_profile_shape(name, 0)
-    return f"{list(low)} and {list(high)}"
-
-
-def _cannot_open(trt: Any, messages: list[Message]) -> BadInputError:  # noqa: ANN401
-    errors = [message.text for message in messages if message.severity == "error"]
-    return BadInputError(
-        "TensorRT cannot open the engine on this machine",
-        got="\n".join(errors) or "no message",
-        wanted=f"an engine built for {trt.__version__} and this GPU's compute capability",
-        next_step="build it here: python -m secateur.runtime build BUNDLE",
-    )
-
-
-__all__ = ["open_engine"]
+__all__ = ["Lane", "SessionOptions", "open_engine"]
