@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test sweep check selectors zoo peers frameworks oracles properties clean setup
+.PHONY: demo test sweep check selectors zoo peers frameworks rtx oracles properties clean setup
 
 setup: $(READY)
 
@@ -76,6 +76,11 @@ $(PEERS_VENV)/.ready: $(ZOO_VENV)/.ready
 
 peers: $(PEERS_VENV)/.ready
 	$(PEERS_VENV)/bin/python benchmarks/structural_peers.py $(PEERS)
+
+# Engines of TensorRT-RTX for every transformer of the zoo and the examples; needs no GPU. RTX takes
+# options, e.g. RTX='--shard 1/8 --add' or RTX='--only bert'.
+rtx: $(ZOO_VENV)/.ready
+	$(ZOO_VENV)/bin/python tests/rtx/run.py $(RTX)
 
 oracles: $(READY)
 	$(BIN)/python -m pytest tests/oracles
