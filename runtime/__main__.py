@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,12 @@ from secateur.runtime.build_job import BuildJob, StepPrinter, ignore
 from secateur.runtime.bundle import BENCH_NAME, PARITY_NAME, open_bundle
 from secateur.runtime.bundle_writer import Draft, revised_bundle
 from secateur.runtime.engine_cache import engine_cache
+from secateur.runtime.engine_report import (
+    attention_reports,
+    read_layers,
+    report_lines,
+    selection_reports,
+)
 from secateur.runtime.npz import read_npz
 from secateur.runtime.on_device import (
     Proof,
@@ -30,10 +36,12 @@ from secateur.runtime.on_device import (
     refuse_unequal,
     trtexec_of,
 )
+from secateur.runtime.onnx_outline import read_outline
 from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.parity import GoldenParity, check_goldens
 from secateur.runtime.session import DEFAULT_TARGET, open_session
 from secateur.runtime.targets import parse_target
+from secateur.runtime.tensorrt_inspect import engine_information
 
 AUTO = "auto"
 
@@ -147,6 +155,22 @@ def parity(options: argparse.Namespace) -> None:
         )
 
 
+def layers(options: argparse.Namespace) -> None:
+    """Say which attentions an engine fused and what its selections run in, by module names."""
+    with open_bundle(options.bundle) as bundle:
+        entry = bundle.engine(options.target)
+        content = bundle.file(entry.file).read_bytes()
+        text = engine_information(parse_target(options.target).backend, content)
+        outline, sites = read_outline(bundle.model), [site.name for site in bundle.manifest.sites]
+    found = read_layers(text)
+    attentions, selections = attention_reports(found, outline), selection_reports(found, sites)
+    if options.json:
+        reports = [asdict(one) for one in attentions], [asdict(one) for one in selections]
+        _say(json.dumps({"attentions": reports[0], "selections": reports[1]}))
+    else:
+        _say("\n".join(report_lines(attentions, selections)))
+
+
 def bench(options: argparse.Namespace) -> None:
     """Time the bundle against its dense model."""
     measure = BenchOptions(
@@ -209,13 +233,15 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m secateur.runtime",
         description="Build, run, check and time a bundle. Needs NumPy and the target's backend.",
     )
-    commands = parser.add_subparsers(required=True, metavar="build|run|parity|bench")
+    commands = parser.add_subparsers(required=True, metavar="build|run|parity|bench|layers")
     _add_build(_command(commands, "build", build))
     _add_run(_command(commands, "run", run))
     checked = _command(commands, "parity", parity)
     checked.add_argument("--target", default=DEFAULT_TARGET)
     checked.add_argument("--write", action="store_true", help="write parity.json in the bundle")
     _add_bench(_command(commands, "bench", bench))
+    inspected = _command(commands, "layers", layers)
+    inspected.add_argument("--target", default="tensorrt", help="tensorrt or rtx; needs its GPU")
     return parser
 
 

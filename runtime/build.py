@@ -54,6 +54,12 @@ def build_target(draft: Draft, target: str, options: BuildOptions) -> str:
     if not model.is_file():
         raise BadInputError("the bundle holds no model", where=str(draft.folder), wanted=MODEL_NAME)
     if parsed.backend == "onnxruntime":
+        if parsed.capabilities:
+            raise BadInputError(
+                "a bundle is built for onnxruntime alone; its provider is chosen when it runs",
+                got=target,
+                next_step=f"build for onnxruntime, then run with --target {target}",
+            )
         _check_runs(model, options.optimisation)
         draft.add_onnxruntime(optimisation=options.optimisation)
         return f"runs the model itself, graph optimisation {options.optimisation!r}"

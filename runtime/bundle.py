@@ -86,7 +86,8 @@ class Bundle:
         Raises BadInputError for a target that was not built or another version of its
         library, MissingDependencyError for no library. No backend is imported.
         """
-        name = str(parse_target(target))
+        parsed = parse_target(target)
+        name = "onnxruntime" if parsed.backend == "onnxruntime" else str(parsed)
         entries = self.manifest.engines
         if name not in entries:
             name = _only_of_backend(name, entries)

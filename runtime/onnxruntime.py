@@ -8,12 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import BadInputError
+from secateur.errors import BadInputError, MissingDependencyError
 from secateur.runtime.backend import BACKENDS, Array, Arrays, Engine, EngineSpec, Run
 from secateur.runtime.signature import TensorInfo, check_inputs
 from secateur.runtime.versions import missing
 
 OPTIMISATION_LEVELS = ("disabled", "basic", "extended", "all")
+
+CPU = "CPUExecutionProvider"
+PROVIDERS = {
+    "cuda": ("CUDAExecutionProvider", CPU),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", CPU),
+    "rtx": ("NvTensorRTRTXExecutionProvider", CPU),
+}
+"""Providers of the targets ``onnxruntime:cuda`` and so on; those after the first take the rest."""
+
+_INSTALL = {
+    "CUDAExecutionProvider": "pip install onnxruntime-gpu[cuda,cudnn] in place of onnxruntime",
+    "TensorrtExecutionProvider": "pip install onnxruntime-gpu and TensorRT 10 (libnvinfer.so.10)",
+    "NvTensorRTRTXExecutionProvider": "pip install onnxruntime-ep-nv-tensorrt-rtx",
+}
 
 _NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
 
@@ -29,7 +43,7 @@ class OnnxRuntime:
 
     optimisation: str = "disabled"
     threads: int = 0
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    providers: tuple[str, ...] = (CPU,)
 
     def build(self, onnx_path: Path, spec: EngineSpec) -> bytes:
         """The file itself: ONNX Runtime compiles when it loads and takes every shape.
@@ -51,11 +65,12 @@ class OnnxRuntime:
         session = _open(engine, self)
         inputs = signature(session)
         names = [output.name for output in session.get_outputs()]
+        answer = run_bound if self.providers[0] != CPU else _run_plain
 
         def run(arrays: Arrays) -> dict[str, Array]:
             feed = check_inputs(arrays, inputs)
             try:
-                return dict(zip(names, session.run(names, feed), strict=True))
+                return dict(zip(names, answer(session, names, feed), strict=True))
             except _runtime_errors() as error:
                 shapes = ", ".join(f"{name} {list(a.shape)}" for name, a in feed.items())
                 raise BadInputError(
@@ -66,6 +81,25 @@ class OnnxRuntime:
                 ) from error
 
         yield run
+
+
+def _run_plain(session: Any, names: list[str], feed: dict[str, Array]) -> list[Array]:  # noqa: ANN401
+    return list(session.run(names, feed))
+
+
+def run_bound(session: Any, names: list[str], feed: dict[str, Array]) -> list[Array]:  # noqa: ANN401
+    """Run with bound memory: outputs are made on the session's device and copied once.
+
+    Inputs are copied by ONNX Runtime where their readers are, budgets stay on the host.
+    """
+    device = "cpu" if session.get_providers()[0] == CPU else "cuda"
+    binding = session.io_binding()
+    for name, array in feed.items():
+        binding.bind_cpu_input(name, array)
+    for name in names:
+        binding.bind_output(name, device)
+    session.run_with_iobinding(binding)
+    return list(binding.copy_outputs_to_cpu())
 
 
 def signature(session: Any) -> tuple[TensorInfo, ...]:  # noqa: ANN401 (an optional library's type)
@@ -87,8 +121,11 @@ def _open(engine: Engine, options: OnnxRuntime) -> Any:  # noqa: ANN401
     ort = _library()
     if isinstance(engine, Path) and not engine.is_file():
         raise BadInputError("the ONNX file does not exist", where=str(engine))
+    first = options.providers[0]
+    if first not in ort.get_available_providers():
+        raise _no_provider(first, f"ONNX Runtime {ort.__version__} here has none")
     try:
-        return ort.InferenceSession(
+        session = ort.InferenceSession(
             str(engine) if isinstance(engine, Path) else engine,
             _session_options(ort, options),
             providers=list(options.providers),
@@ -101,6 +138,17 @@ def _open(engine: Engine, options: OnnxRuntime) -> Any:  # noqa: ANN401
             next_step="if the file is not ONNX or was cut short, make it again; if an operator "
             f"is unknown to ONNX Runtime {ort.__version__}, install a newer one",
         ) from error
+    if session.get_providers()[0] != first:  # it falls back to the CPU with a line in the log
+        raise _no_provider(first, "it could not be started; ONNX Runtime's log says why")
+    return session
+
+
+def _no_provider(name: str, why: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"ONNX Runtime's {name} is not to be had on this machine",
+        got=why,
+        next_step=_INSTALL.get(name, "install an ONNX Runtime that has it"),
+    )
 
 
 def _session_options(ort: Any, options: OnnxRuntime) -> Any:  # noqa: ANN401
@@ -137,4 +185,4 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
     return tuple(getattr(state, name) for name in (*names, *more))
 
 
-__all__ = ["OPTIMISATION_LEVELS", "OnnxRuntime", "signature"]
+__all__ = ["CPU", "OPTIMISATION_LEVELS", "PROVIDERS", "OnnxRuntime", "run_bound", "signature"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.errors import BadInputError
-from secateur.runtime.backend import BACKENDS, Array, Arrays, Backend, Run
+from secateur.runtime.backend import Array, Arrays, Run
 from secateur.runtime.bundle import GOLDENS_NAME, Bundle, open_bundle
 from secateur.runtime.compare import (
     TOLERANCES,
@@ -26,8 +26,7 @@ from secateur.runtime.compare import (
     on_kept_rows,
 )
 from secateur.runtime.goldens import GoldenCase, read_goldens
-from secateur.runtime.session import DEFAULT_TARGET
-from secateur.runtime.targets import parse_target
+from secateur.runtime.session import DEFAULT_TARGET, backend_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +106,7 @@ def check_goldens(bundle: Bundle | Path | str, target: str = DEFAULT_TARGET) -> 
 def _shipped(bundle: Bundle, target: str) -> Iterator[Run]:
     """The engine as deployed."""
     entry = bundle.engine(target)
-    backend: Backend = BACKENDS[parse_target(target).backend](**entry.options)
+    backend = backend_for(target, entry.options)
     with backend.session(bundle.file(entry.file)) as run:
         yield run
 
@@ -123,7 +122,7 @@ def _twin(bundle: Bundle, target: str) -> Iterator[Run]:
             wanted="the twin, whose tokens the goldens can fix",
             next_step=f"python -m secateur.runtime build {bundle.path} --target {target} --forced",
         )
-    backend: Backend = BACKENDS[parse_target(target).backend](**entry.options)
+    backend = backend_for(target, entry.options)
     with backend.session(bundle.file(entry.forced)) as run:
         yield run
 

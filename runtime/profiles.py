@@ -59,7 +59,8 @@ def complete_spec(outline: ModelOutline, spec: EngineSpec, target: Target) -> En
             check_profiles(outline, one)
             defaults = default_shape_values(outline, sites, one.profiles) if sites else {}
             found.append(replace(one, shape_values={**defaults, **one.shape_values}))
-    return replace(spec.with_each(found), compute_capabilities=target.capabilities)
+    capabilities = target.capabilities if target.backend == "rtx" else ()
+    return replace(spec.with_each(found), compute_capabilities=capabilities)
 
 
 def _range_of(info: TensorInfo, ranges: Mapping[str, tuple[int, int, int]]) -> ShapeRange:

@@ -6,10 +6,11 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
-from secateur.runtime.backend import BACKENDS, Array, Arrays
+from secateur.runtime.backend import BACKENDS, Array, Arrays, Backend
 from secateur.runtime.bundle import Bundle, open_bundle
+from secateur.runtime.onnxruntime import PROVIDERS
 from secateur.runtime.sites import budget_inputs
 from secateur.runtime.targets import parse_target
 from secateur.runtime.traffic import record_request
@@ -23,6 +24,15 @@ class BundleRun(Protocol):
     def __call__(self, inputs: Arrays, keep: Mapping[str, float] = ...) -> dict[str, Array]:
         """Outputs by name. ``keep`` maps sites to shares (floats) or counts (ints)."""
         ...
+
+
+def backend_for(target: str, options: Mapping[str, Any]) -> Backend:
+    """The backend of a target, with the options of its entry in the manifest."""
+    parsed = parse_target(target)
+    more = {}
+    if parsed.backend == "onnxruntime" and parsed.capabilities:
+        more["providers"] = PROVIDERS[parsed.capabilities[0]]
+    return BACKENDS[parsed.backend](**{**options, **more})
 
 
 @contextmanager
@@ -44,8 +54,7 @@ def open_session(
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     try:
         entry = opened.engine(target)
-        options = dict(entry.options) if deployed else {}
-        backend = BACKENDS[parse_target(target).backend](**options)
+        backend = backend_for(target, entry.options if deployed else {})
         manifest = opened.manifest
         with backend.session(opened.file(entry.file)) as run:
 
@@ -67,4 +76,4 @@ def open_session(
             opened.close()
 
 
-__all__ = ["DEFAULT_TARGET", "BundleRun", "open_session"]
+__all__ = ["DEFAULT_TARGET", "BundleRun", "backend_for", "open_session"]

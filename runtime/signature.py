@@ -56,13 +56,18 @@ def check_inputs(arrays: Arrays, inputs: Iterable[TensorInfo]) -> dict[str, Arra
     Raises BadInputError that names the input, what it got and what it takes. Nothing is
     cast: a silent int32 to int64 or float64 to float32 hides a bug in the caller.
     """
+    verify_inputs(arrays, inputs)
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def verify_inputs(arrays: Arrays, inputs: Iterable[TensorInfo]) -> None:
+    """Raise BadInputError unless names, dtypes and shapes are what the engine takes."""
     known = {info.name: info for info in inputs}
     _check_names(arrays, known)
     sizes: dict[str, tuple[int, str]] = {}
     for name, array in arrays.items():
         _check_dtype(array, known[name])
         _check_shape(array, known[name], sizes)
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def _check_names(arrays: Arrays, known: Mapping[str, TensorInfo]) -> None:
@@ -135,4 +140,4 @@ def _shape_error(
     return ""
 
 
-__all__ = ["TensorInfo", "check_inputs"]
+__all__ = ["TensorInfo", "check_inputs", "verify_inputs"]

@@ -1,4 +1,4 @@
-"""Target strings: ``onnxruntime``, ``rtx``, ``rtx:sm86,sm89``, ``tensorrt``."""
+"""Target strings: ``onnxruntime``, ``onnxruntime:cuda``, ``rtx:sm86,sm89``, ``tensorrt``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from secateur.errors import BadInputError
 
 # Compute capabilities that each kind of target can be built for; an empty tuple: takes none.
 CAPABILITIES: dict[str, tuple[str, ...]] = {
-    "onnxruntime": (),
+    "onnxruntime": ("cuda", "tensorrt", "rtx"),  # its execution providers; none is the CPU
     "tensorrt": (),  # builds for the GPU it runs on
     "rtx": ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121"),
 }
@@ -48,7 +48,12 @@ def parse_target(text: str) -> Target:
         )
     for capability in capabilities:
         if capability not in known:
-            raise _unknown("compute capability", text, capability, known)
+            kind = "execution provider" if backend == "onnxruntime" else "compute capability"
+            raise _unknown(kind, text, capability, known)
+    if backend == "onnxruntime" and len(capabilities) > 1:
+        raise BadInputError(
+            "ONNX Runtime runs a target on one execution provider", got=repr(text), wanted="one"
+        )
     if len(set(capabilities)) != len(capabilities):
         raise BadInputError("a compute capability is given twice", got=repr(text))
     return Target(backend, tuple(sorted(capabilities, key=known.index)))

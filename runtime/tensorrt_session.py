@@ -19,7 +19,7 @@ from secateur.runtime import cuda_driver
 from secateur.runtime.backend import Array, Arrays, Profile, Run
 from secateur.runtime.device_buffers import GraphCache, Store
 from secateur.runtime.profile_choice import Sizes, choose_profile, sizes_of
-from secateur.runtime.signature import TensorInfo, check_inputs
+from secateur.runtime.signature import TensorInfo, check_inputs, verify_inputs
 from secateur.runtime.tensorrt_api import Message, load, make_logger
 from secateur.runtime.tensorrt_engine import (
     cannot_open,
@@ -28,6 +28,7 @@ from secateur.runtime.tensorrt_engine import (
     profiles_of,
     signature_of,
 )
+from secateur.runtime.tensors import Tensors, empty, on_device, stand_in, wait_for_torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,14 @@ class Lane:
         return self._profiles
 
     def run(self, arrays: Arrays) -> dict[str, Array]:
-        """Run once and wait; outputs by name, with the sizes that the run decided."""
+        """Run once and wait; outputs by name, with the sizes that the run decided.
+
+        Where an input is in CUDA memory (torch, or any DLPack), outputs come back as torch
+        tensors there, and nothing of either is copied.
+        """
+        shared = on_device(arrays)
+        if shared:
+            return self._run_shared(arrays, shared)
         feed = check_inputs(arrays, self._inputs)
         shapes, values = sizes_of(feed, self._profiles)
         self._use_profile(choose_profile(self._profiles, shapes, values))
@@ -122,6 +130,44 @@ class Lane:
         fixed = [self._bind_output(info) for info in self._outputs]
         self._execute(shapes, values, all(fixed))
         return self._fetch()
+
+    def _run_shared(self, arrays: Arrays, shared: Tensors) -> Tensors:
+        held = {name: stand_in(tensor) for name, tensor in shared.items()}
+        feed = {**arrays, **held}
+        verify_inputs(feed, self._inputs)
+        shapes, values = sizes_of(feed, self._profiles)
+        if on_host := [name for name in values if name in shared]:
+            raise BadInputError(
+                f"input {on_host[0]!r} decides shapes, which TensorRT does on the host",
+                got="a tensor in CUDA memory",
+                wanted="a NumPy array",
+            )
+        self._use_profile(choose_profile(self._profiles, shapes, values))
+        wait_for_torch()
+        for name, array in feed.items():
+            if name in shared:
+                self._set_input(name, shared[name].data_ptr(), array.shape)
+            else:
+                self._bind_input(name, np.ascontiguousarray(array))
+        outputs = {info.name: self._bind_tensor(info) for info in self._outputs}
+        if not self._enqueue():
+            raise BadInputError(
+                "TensorRT could not run the engine on these inputs",
+                got=", ".join(f"{name} {list(array.shape)}" for name, array in feed.items()),
+            )
+        cuda_driver.synchronise(self._stream)
+        return outputs
+
+    def _bind_tensor(self, info: TensorInfo) -> Any:  # noqa: ANN401
+        shape = tuple(self._context.get_tensor_shape(info.name))
+        if any(size < 0 for size in shape):
+            raise BadInputError(
+                f"the size of output {info.name!r} is known only after the run",
+                next_step="hand over NumPy arrays: outputs of such sizes are copied",
+            )
+        output = empty(shape, info.dtype)
+        self._context.set_tensor_address(info.name, output.data_ptr())
+        return output
 
     def release(self) -> None:
         """Give memory and graphs back."""
@@ -144,11 +190,14 @@ class Lane:
             address = array.ctypes.data
         else:
             address = self._stores[name].upload(array, self._stream)
+        self._set_input(name, address, array.shape)
+
+    def _set_input(self, name: str, address: int, shape: tuple[int, ...]) -> None:
         self._context.set_tensor_address(name, address)
-        if not self._context.set_input_shape(name, array.shape):
+        if not self._context.set_input_shape(name, shape):
             raise BadInputError(
                 f"TensorRT refuses the shape of input {name!r}",
-                got=str(list(array.shape)),
+                got=str(list(shape)),
                 wanted=f"a shape inside profile {self._profile}",
                 next_step="build with a wider profile, or split the batch",
             )

@@ -79,6 +79,16 @@ def test_the_profile_is_chosen_at_run_time(backend, bundle_path):
             run({"x": np.zeros((5, 20, 8), np.float32)})
 
 
+def test_tensors_in_cuda_memory_come_and_go_without_a_copy(built, tokens):
+    torch = pytest.importorskip("torch")
+    path, target = built()
+    with open_session(path, target) as run:
+        wanted = run({"x": tokens})["y"]
+        found = run({"x": torch.from_numpy(tokens).cuda()})["y"]
+    assert found.is_cuda
+    assert np.array_equal(found.cpu().numpy(), wanted)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "random"])
 def test_a_damaged_engine_is_refused_in_words(damage, built):
     path, target = built()

@@ -235,7 +235,8 @@ def test_targets_have_one_spelling(text: str, canonical: str, folder: str) -> No
         ("rtx:sm90", "H100"),
         ("rtx:", "unknown compute capability"),
         ("rtx:sm86,sm86", "given twice"),
-        ("onnxruntime:sm86", "takes no compute capabilities"),
+        ("onnxruntime:sm86", "unknown execution provider"),
+        ("tensorrt:sm86", "takes no compute capabilities"),
         ("", "unknown target"),
     ],
 )

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
-from secateur.errors import BadInputError
+from secateur.errors import BadInputError, MissingDependencyError
+from secateur.runtime.__main__ import main
 from secateur.runtime.backend import BACKENDS, EngineSpec
-from secateur.runtime.onnxruntime import OnnxRuntime
+from secateur.runtime.onnxruntime import CPU, OnnxRuntime, run_bound
+from secateur.runtime.session import open_session
+from secateur.runtime.targets import parse_target
 
 
 def test_outputs_are_those_of_the_model(dense_path: Path, tokens: np.ndarray) -> None:
@@ -129,3 +133,42 @@ def test_bytes_that_are_not_onnx_are_refused() -> None:
 def test_an_unknown_backend_names_the_nearest() -> None:
     with pytest.raises(BadInputError, match="did you mean 'onnxruntime'"):
         BACKENDS["onnxruntme"]
+
+
+def test_bound_memory_gives_the_same_numbers(selecting_path: Path, tokens: np.ndarray) -> None:
+    feed = {"x": tokens, "encoder.layer.0.k": np.array([3])}
+    session = onnxruntime.InferenceSession(str(selecting_path), providers=[CPU])
+    (wanted,) = session.run(["y"], feed)
+    (found,) = run_bound(session, ["y"], feed)
+    assert np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "rtx"])
+def test_a_provider_that_is_not_there_is_said_to_be_missing_and_not_replaced_by_the_cpu(
+    provider: str, bundle_path: Path
+) -> None:
+    with (
+        pytest.raises(MissingDependencyError, match="not to be had") as caught,
+        open_session(bundle_path, f"onnxruntime:{provider}"),
+    ):
+        pass
+    assert "pip install onnxruntime" in caught.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("onnxruntime:cuba", "unknown execution provider"),
+        ("onnxruntime:cuda,rtx", "one execution provider"),
+    ],
+)
+def test_a_provider_that_is_none_is_refused(target: str, said: str) -> None:
+    with pytest.raises(BadInputError, match=said):
+        parse_target(target)
+
+
+def test_a_provider_is_chosen_when_it_runs_and_not_when_it_is_built(
+    bundle_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["build", str(bundle_path), "--target", "onnxruntime:cuda"]) == 2
+    assert "chosen when it runs" in capsys.readouterr().err
