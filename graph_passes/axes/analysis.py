@@ -22,9 +22,9 @@ from secateur.graph_passes.axes.expression import (
     Sum as SumExpr,
 )
 from secateur.graph_passes.axes.programs import (
+    PROGRAMS,
     Pairs,
     Program,
-    Programs,
     Shapes,
     declared_ranks,
     is_plain,
@@ -65,7 +65,6 @@ _MOVES = frozenset(
     }
 )
 """Ops that hand integers on as they are."""
-_PROGRAMS = Programs()
 _NO_PROGRAM = program_of((), (), ())
 
 
@@ -178,7 +177,7 @@ class _Walk:
         if sees_units_only(rule):
             shapes = units_of(shapes)
         signature = (rule, key, self._opset, shapes, integers, declared, attributes)
-        found = _PROGRAMS.find(signature)
+        found = PROGRAMS.find(signature)
         if found is not None:
             return found
         if not has_no_subgraph(node):
@@ -187,7 +186,7 @@ class _Walk:
         ranks = [None if shape is None else len(shape) for shape in shapes]
         program = program_of(rule(view), ranks, declared)
         if not view.is_particular and is_plain(node):
-            _PROGRAMS.keep(signature, program)
+            PROGRAMS.keep(signature, program)
         return program
 
     def _track(self, node: ir.Node) -> None:

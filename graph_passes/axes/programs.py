@@ -65,11 +65,19 @@ class Programs:
         """Return the program of a node that looked the same to its rule."""
         return self._known.get(signature)
 
+    def clear(self) -> None:
+        """Forget all: a measurement of a first analysis must not find those of the last."""
+        self._known.clear()
+
     def keep(self, signature: Hashable, program: Program) -> None:
         """Keep a program for the next node of that signature."""
         if len(self._known) >= _MOST_PROGRAMS:
             self._known.clear()
         self._known[signature] = program
+
+
+PROGRAMS = Programs()
+"""Of this process: a model is analysed again when it is cut, masked or proved."""
 
 
 def units_of(shapes: Shapes) -> Shapes:
@@ -149,6 +157,7 @@ def _ports(relation: tuple[object, ...]) -> Iterator[Port]:
 
 
 __all__ = [
+    "PROGRAMS",
     "Pairs",
     "Program",
     "Programs",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 _BLOCK_ELEMENTS = 1 << 20
+_MANY_COLUMNS = 1024
+"""From here on a row at a time is faster than one number at a time."""
 _SMALL_ELEMENTS = 1 << 14
 """Below, finding out how to copy takes longer than copying."""
 
@@ -85,7 +87,7 @@ def _take_rows_and_columns(
     columns = columns[::run] // run
     items = array.reshape(array.shape[0], array.shape[1] // run, -1)
     taken = np.empty((len(rows), len(columns), items.shape[2]), array.dtype)
-    if items.shape[2] == 1 and array.size > _SMALL_ELEMENTS:
+    if items.shape[2] == 1 and len(columns) >= _MANY_COLUMNS:
         for row, out in zip(rows.tolist(), taken, strict=True):
             items[row].take(columns, 0, out=out, mode="clip")  # others than clip make a copy
     else:
