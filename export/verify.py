@@ -50,8 +50,9 @@ def resized(
 ) -> dict[str, Tensor]:
     """Repeat or cut the example inputs along their dynamic axes to the given sizes.
 
-    A copy of a floating point slice is a little larger than the slice, since equal tokens tie
-    wherever a model ranks them, and which of a tie comes first is nobody's promise.
+    A copy of a floating point slice is a little larger than the slice, and turned along its last
+    axis, since equal or parallel tokens tie wherever a model ranks them by length or by angle,
+    and which of a tie comes first is nobody's promise.
     """
     out = {}
     for name, tensor in inputs.items():
@@ -62,7 +63,12 @@ def resized(
             if turned.is_floating_point():
                 copies = places.div(tensor.shape[axis], rounding_mode="floor")
                 scale = (1 + copies / 64).to(turned.dtype)
-                turned = turned * scale.reshape(-1, *[1] * (turned.ndim - 1 - axis))
+                shape = (-1, *[1] * (turned.ndim - 1 - axis))
+                turned = turned * scale.reshape(shape)
+                if axis < turned.ndim - 1:
+                    for copy in range(1, int(copies.amax()) + 1):
+                        is_copy = (copies == copy).reshape(shape)
+                        turned = torch.where(is_copy, turned.roll(copy, dims=-1), turned)
         out[name] = turned.contiguous()
     return out
 

@@ -169,8 +169,9 @@ def _select(
 
 def counts(valid: Tensor, keep: Keep) -> Tensor:
     """Return (B,) int64: how many tokens the share leaves of each sample."""
-    share = (valid.sum(dim=1) * keep.permille + 999) // 1000
-    return share.clamp(min=min(keep.protected, valid.shape[1]))
+    n_valid = valid.sum(dim=1)
+    share = (n_valid * keep.permille + 999) // 1000
+    return torch.minimum(share.clamp(min=max(keep.protected, 1)), n_valid)
 
 
 def choose(made: Selection | Tensor, valid: Tensor, keep: Keep) -> KeptTokens:
@@ -203,7 +204,7 @@ def choose(made: Selection | Tensor, valid: Tensor, keep: Keep) -> KeptTokens:
     if made.count is not None:
         least = torch.full_like(made.count, max(keep.protected, 1))
         wanted = torch.minimum(torch.maximum(made.count, least), valid.sum(dim=1))
-    k = int(wanted.max())
+    k = max(int(wanted.max()), 1)  # a batch of nothing but padding is no empty sequence
     best = rank.sort(dim=1, descending=True, stable=True).indices[:, :k]
     in_use = torch.arange(k, device=score.device) < wanted[:, None]
     if made.order == "score":

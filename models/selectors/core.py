@@ -123,8 +123,12 @@ class Selector:
         Args:
             signals: At least those that it reads, by name.
             count: (B,) int64, how many tokens the budget leaves; protected ones among them.
-            protected: Leading tokens that always stay.
+            protected: Leading tokens that always stay. Where there are no others, nothing
+                is computed.
         """
+        if (shape := self._without_others(signals, protected)) is not None:
+            nothing = torch.zeros(shape, device=count.device)
+            return Selection(nothing, state=nothing)
         made = self.score(**self._arguments(self.score, {**signals, "count": count}, protected))
         return made if isinstance(made, Selection) else Selection(made)
 
@@ -132,9 +136,23 @@ class Selector:
         """Run ``combine`` on the kept positions, (B, K), and their validity, (B, K)."""
         if self.combine is None:
             raise BadInputError(f"selector {self.name!r} merges no tokens")
+        if (shape := self._without_others(signals, protected)) is not None:
+            position = torch.arange(shape[1], device=index.device)
+            return Merge((index[:, :, None] == position).float())
         given = {**signals, "index": index, "valid_kept": valid}
         made = self.combine(**self._arguments(self.combine, given, protected))
         return made if isinstance(made, Merge) else Merge(made)
+
+    def _without_others(self, signals: Signals, protected: int) -> tuple[int, int] | None:
+        """Return (B, N) of an image without patches; graphs are made for others."""
+        if not self.reads_protected or torch.compiler.is_exporting():
+            return None
+        name = next((one for one in self.signals if "tokens" in self.axes(one)), None)
+        if name is None:
+            return None
+        value = signals[name]
+        n_tokens = value.shape[self.axes(name).index("tokens")]
+        return (value.shape[0], n_tokens) if n_tokens <= protected else None
 
     def _arguments(
         self, function: Callable[..., object], given: Signals, protected: int
