@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test sweep check selectors zoo peers frameworks rtx oracles properties clean setup
+.PHONY: demo test sweep check selectors zoo peers frameworks rtx oracles properties madtp madtp-train gpu clean setup
 
 setup: $(READY)
 
@@ -93,6 +93,21 @@ selectors: $(READY)
 # The nightly form of a test that `make test` runs with 200 networks: -s shows the progress.
 properties: $(READY)
 	SECATEUR_RANDOM_GRAPHS=5000 $(BIN)/python -m pytest tests/laws/test_random_graphs.py -s
+
+# The table of examples/madtp from its committed weights; the weights themselves, from scratch.
+madtp: $(READY)
+	$(BIN)/python examples/madtp/table.py
+
+madtp-train: $(READY)
+	$(BIN)/python examples/madtp/train.py dense
+	$(BIN)/python examples/madtp/train.py madtp 0.5 0.8
+
+# On a machine with a CUDA device: the tests that need one, then probes, parity and times as a
+# table and JSON, in 8 minutes. Without one it says, cell by cell, why it did not run.
+# GPU takes options, e.g. GPU='--bundle build/demo/minilm'.
+gpu: $(READY)
+	$(BIN)/python -m pytest tests/gpu -n 0
+	$(BIN)/python -m benchmarks.gpu.programme $(GPU)
 
 clean:
 	rm -rf build dist *.egg-info
