@@ -36,6 +36,7 @@ class Entries:
     exports: Path | None
     timeout_s: float
     memory_bytes: int
+    static: bool
 
     def run(self, name: str, report: Report) -> None:
         """Report the facts of one model as they become known.
@@ -46,16 +47,16 @@ class Entries:
         resource.setrlimit(resource.RLIMIT_AS, (self.memory_bytes, self.memory_bytes))
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
-            subject = make(self.zoo, name, self.exports or folder)
+            subject = make(self.zoo, name, self.exports or folder, static=self.static)
             report({"exported": True, "dynamic": list(subject.ranges), "static": subject.static})
             crash = {"float32": subject.model}
-            models = crash if name == CRASH else _models(subject, report)
+            models = crash if name == CRASH else variants(subject, report)
             for precision, model in models.items():
-                build = _Build(folder / f"{precision}.onnx", subject, self.timeout_s)
+                build = Build(folder / f"{precision}.onnx", subject, self.timeout_s)
                 report({precision: build.everywhere(model)})
 
 
-def _models(subject: Subject, report: Report) -> dict[str, ir.Model]:
+def variants(subject: Subject, report: Report) -> dict[str, ir.Model]:
     from secateur.graph_passes.precision.decisions import Precision
     from secateur.graph_passes.precision.lower import lower_precision, precision_record
 
@@ -143,7 +144,7 @@ def _rounding(model: ir.Model, low: ir.Model, arrays: Any) -> float:
 
 
 @dataclass(frozen=True)
-class _Build:
+class Build:
     path: Path
     subject: Subject
     timeout_s: float

@@ -42,7 +42,9 @@ def main() -> int:
     names = chosen(everything, options.only, options.shard)
     console.print(f"{len(names)} of {len(everything)} models", highlight=False)
     _import_what_every_child_needs()
-    entries = Entries(zoo, options.exports, options.timeout, options.memory_gib << 30)
+    entries = Entries(
+        zoo, options.exports, options.timeout, options.memory_gib << 30, options.static
+    )
     pool = Pool(
         entries.run, options.jobs, 12 * options.timeout, options.output.with_suffix(".logs")
     )
@@ -164,6 +166,9 @@ def _options() -> argparse.Namespace:
         "--exports", type=Path, default=None, help="folder that keeps the exported files"
     )
     parser.add_argument("--output", type=Path, default=Path("build/rtx.json"))
+    parser.add_argument(
+        "--static", action="store_true", help="leave the zoo at the shapes of its examples"
+    )
     parser.add_argument("--add", action="store_true", help="keep the other rows of the output")
     parser.add_argument("--jobs", type=int, default=2, help="models at a time")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds for one build")

@@ -54,22 +54,26 @@ def names_of(zoo: Zoo) -> list[str]:
     return [*found, *EXAMPLES, CRASH]
 
 
-def make(zoo: Zoo, name: str, exports: Path) -> Subject:
-    """Export a model, or read what an earlier run exported into ``exports``."""
+def make(zoo: Zoo, name: str, exports: Path, *, static: bool) -> Subject:
+    """Export a model, or read what an earlier run exported into ``exports``.
+
+    ``static`` leaves the models of the zoo at the shapes of their examples.
+    """
     if name in EXAMPLES:
         return EXAMPLES[name](exports)
     if name == CRASH:
         return _crash(exports)
-    return _from_zoo(zoo, name, exports)
+    return _from_zoo(zoo, name, exports, () if static else (("batch", "tokens"), ("batch",)))
 
 
-def _from_zoo(zoo: Zoo, name: str, exports: Path) -> Subject:
+def _from_zoo(zoo: Zoo, name: str, exports: Path, forms: tuple[tuple[str, ...], ...]) -> Subject:
     from secateur.errors import BadInputError
 
     net, inputs = zoo.build(name)
     arrays = {key: value.numpy() for key, value in inputs.items()}
     net = with_named_arguments(net, list(inputs))
-    for kinds in (("batch", "tokens"), ("batch",)):
+    reason = "asked for"
+    for kinds in forms:
         dynamic = {key: _axes(key, value, kinds) for key, value in inputs.items()}
         try:
             model = _exported(exports / f"{name}-{'-'.join(kinds)}.onnx", net, inputs, dynamic)

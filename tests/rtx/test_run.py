@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import pytest
-from builds import CAPABILITIES, check_side_car
+from builds import CAPABILITIES, Build, check_side_car, variants
 from onnx import TensorProto, helper
+from subjects import Subject
+from tests.passes.selection.models import Variant, write
+from tests.passes.selection.support import feeds
 from verdicts import in_full, is_listed, verdict
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-_NAMES = ("digits_vit", "shared_query_and_key")
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,11 @@ class Run:
     rows: dict[str, dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    output = tmp_path_factory.mktemp("rtx") / "rtx.json"
+def run_only(name: str, folder: Path) -> Run:
+    """``make rtx`` for one model."""
+    output = folder / "rtx.json"
     done = subprocess.run(
-        [sys.executable, HERE / "run.py", "--only", *_NAMES, "--output", output],
+        [sys.executable, HERE / "run.py", "--only", name, "--output", output],
         env=os.environ | {"SECATEUR_ZOO": str(ROOT / "tests" / "zoo" / "zoo.py")},
         capture_output=True,
         text=True,
@@ -47,7 +50,28 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.slow
-def test_a_pruned_selecting_transformer_is_built_for_every_target(ran: Run) -> None:
+def test_a_small_transformer_is_cut_selecting_lowered_and_built(tmp_path: Path) -> None:
+    variant = Variant(layers=2)
+    subject = Subject(
+        ir.from_proto(write(variant)[0]),
+        feeds(variant, (6, 4)),
+        {"batch": (1, 2, 4), "tokens": (4, 6, 16)},
+    )
+    row: dict[str, Any] = {"name": "small", "selection": ""}
+    for precision, model in variants(subject, row.update).items():
+        build = Build(tmp_path / f"{precision}.onnx", subject, 120.0)
+        row[precision] = build.everywhere(model)
+    assert verdict(row, []) == ""
+    assert in_full(row)
+    assert row["removed"] == {"heads": 0.5, "ffn": 0.5}
+    assert row["selection"] == "class_row at encoder.layer.0"
+    assert row["float16_nodes"] > 20
+    assert row["float16_error"] > 1e-6, "something was rounded"
+
+
+@pytest.mark.sweep
+def test_an_example_is_built_for_every_target(tmp_path: Path) -> None:
+    ran = run_only("digits_vit", tmp_path)
     row = ran.rows["digits_vit"]
     assert row["failure"] == "", ran.text
     assert row["removed"] == {"heads": 0.5, "ffn": 0.5}
@@ -59,7 +83,8 @@ def test_a_pruned_selecting_transformer_is_built_for_every_target(ran: Run) -> N
 
 
 @pytest.mark.slow
-def test_a_builder_that_dies_is_a_row_and_not_the_end_of_the_run(ran: Run) -> None:
+def test_a_builder_that_dies_is_a_row_and_not_the_end_of_the_run(tmp_path: Path) -> None:
+    ran = run_only("shared_query_and_key", tmp_path)
     row = ran.rows["shared_query_and_key"]
     assert not row["float32"]["built"]
     assert "killed by SIGSEGV" in row["float32"]["targets"]["sm86"]
