@@ -107,8 +107,8 @@ def cannot_open(trt: Any, messages: list[Message]) -> BadInputError:  # noqa: AN
 
 # What a message of the library means; the first one whose words are all in it counts.
 _MEANINGS = (
-    (("version",), "it was built with another version of TensorRT"),
     (("serialization assertion",), "it was built with another version, or the file is damaged"),
+    (("version",), "it was built with another version of TensorRT"),
     (("magic",), "the file is no engine, or it is damaged"),
     (("compute capability",), "it was built for another GPU"),
     (("different", "device"), "it was built for another GPU"),
