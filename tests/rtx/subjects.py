@@ -60,6 +60,8 @@ def make(zoo: Zoo, name: str, exports: Path, *, static: bool) -> Subject:
     ``static`` leaves the models of the zoo at the shapes of their examples.
     """
     if name in EXAMPLES:
+        # transformers loads beside the zoo's torchvision only once the zoo file has mended that.
+        getattr(zoo.module, "_ensure_torchvision", bool)()
         return EXAMPLES[name](exports)
     if name == CRASH:
         return _crash(exports)

@@ -175,11 +175,19 @@ def test_a_side_car_that_is_right_has_nothing_against_it(engine: tuple[_Built, P
     assert check_side_car(*engine, CAPABILITIES) == ""
 
 
+def test_an_engine_may_know_a_size_that_its_file_leaves_open(engine: tuple[_Built, Path]) -> None:
+    built, path = engine
+    known = {"outputs": [{"name": "y", "dtype": "float16", "shape": [1, 4]}]}
+    assert check_side_car(_Built(built.engine, built.record | known), path, CAPABILITIES) == ""
+
+
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
         ({"inputs": []}, "inputs"),
         ({"outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 4]}]}, "outputs"),
+        ({"outputs": [{"name": "y", "dtype": "float16", "shape": [-1, 5]}]}, "outputs"),
+        ({"outputs": [{"name": "y", "dtype": "float16", "shape": [-1]}]}, "outputs"),
         ({"onnx_sha256": {}}, "hash of the ONNX file"),
         ({"engine_sha256": "0"}, "hash of the engine"),
         ({"compute_capabilities": ["sm86"]}, "capabilities"),
