@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from secateur.calibration.allocation import Allocation, allocate
 from secateur.calibration.block_choice import choose_blocks
@@ -26,6 +28,8 @@ class Ranking:
     seed: int = 0
     scoring: Scoring = field(default_factory=Scoring)
     """For criteria that measure weights."""
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    """Handed in from training, by parameter name: gradients, ``NAME@fisher``, ..."""
 
 
 def plan(
@@ -56,7 +60,14 @@ def plan(
         blocks = choose_blocks(analysis.model, allocation, ranking.importance, seed=ranking.seed)
         return make_plan(analysis, {}, blocks=blocks)
     groups = removable(analysis, role, allow_inexact=allow_inexact)
-    context = Context(analysis, groups, ranking.data, seed=ranking.seed, scoring=ranking.scoring)
+    context = Context(
+        analysis,
+        groups,
+        ranking.data,
+        seed=ranking.seed,
+        scoring=ranking.scoring,
+        arrays=ranking.arrays,
+    )
     keep = allocate(rank(ranking.importance, context), allocation)
     return make_plan(analysis, keep, allow_inexact=not all(group.exact for group in groups))
 

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.calibration.compensation.core import COMPENSATIONS, Array, Kept, Method, Refitted
+from secateur.calibration.compensation.core import (
+    COMPENSATIONS,
+    Array,
+    Compensation,
+    Kept,
+    Refitted,
+)
 from secateur.calibration.statistics.moments import Fluctuation
 
 
@@ -18,6 +24,6 @@ def mean_of_removed(weight: Array, kept: Kept, sums: Fluctuation) -> Refitted:
     return Refitted(np.where(kept, weight, 0.0), weight[:, ~kept] @ mean[~kept])
 
 
-COMPENSATIONS.register("bias")(Method(mean_of_removed, Fluctuation, patches=False))
+COMPENSATIONS.register("bias")(Compensation(mean_of_removed, Fluctuation, patches=False))
 
 __all__ = ["mean_of_removed"]

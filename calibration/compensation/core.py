@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,25 +26,15 @@ class Refitted:
     """(out,)"""
 
 
-class Compensation(Protocol):
-    """One way to make up for columns that go."""
-
-    begin: Callable[[], Accumulator]
-    """Empty sums, one for every weight."""
-    patches: bool
-    """Whether a convolution's input is summed by what its kernel covers."""
-
-    def __call__(self, weight: Array, kept: Kept, sums: Any) -> Refitted:  # noqa: ANN401
-        """Fit (out, in) weights to the (in,) inputs that are kept."""
-
-
 @dataclass(frozen=True, slots=True)
-class Method:
-    """A function over sums, with the sums that it needs."""
+class Compensation:
+    """One way to make up for columns that go: a function over sums, and the sums it needs."""
 
     function: Callable[[Array, Kept, Any], Refitted]
     begin: Callable[[], Accumulator]
+    """Empty sums, one for every weight."""
     patches: bool = True
+    """Whether a convolution's input is summed by what its kernel covers."""
 
     def __call__(self, weight: Array, kept: Kept, sums: Any) -> Refitted:  # noqa: ANN401
         """Fit (out, in) weights to the (in,) inputs that are kept."""
@@ -59,4 +49,4 @@ class Method:
 COMPENSATIONS: Registry[Compensation] = Registry("compensation")
 
 
-__all__ = ["COMPENSATIONS", "Array", "Compensation", "Kept", "Method", "Refitted"]
+__all__ = ["COMPENSATIONS", "Array", "Compensation", "Kept", "Refitted"]

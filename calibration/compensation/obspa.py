@@ -10,7 +10,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.calibration.compensation.core import COMPENSATIONS, Array, Kept, Method, Refitted
+from secateur.calibration.compensation.core import (
+    COMPENSATIONS,
+    Array,
+    Compensation,
+    Kept,
+    Refitted,
+)
 from secateur.calibration.statistics.gram import Gram
 from secateur.calibration.statistics.normal import DAMPING, damped, upper_factor, without_dead
 
@@ -65,7 +71,7 @@ def _left_to_right(weight: Array, kept: Kept, sums: Gram) -> Refitted:
     return Refitted(sweep(weight, kept, sums.hessian))
 
 
-COMPENSATIONS.register("obspa")(Method(closed_form, Gram))
-COMPENSATIONS.register("obspa_sweep")(Method(_left_to_right, Gram))
+COMPENSATIONS.register("obspa")(Compensation(closed_form, Gram))
+COMPENSATIONS.register("obspa_sweep")(Compensation(_left_to_right, Gram))
 
 __all__ = ["closed_form", "fastest_columns", "sweep"]

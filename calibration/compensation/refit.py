@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from secateur.calibration.compensation.core import COMPENSATIONS, Array, Kept, Method, Refitted
+from secateur.calibration.compensation.core import (
+    COMPENSATIONS,
+    Array,
+    Compensation,
+    Kept,
+    Refitted,
+)
 from secateur.calibration.importance.tyr import normal_from_gram
 from secateur.calibration.importance.tyr import refit as refit_groups
 from secateur.calibration.statistics.gram import Gram
@@ -33,7 +39,7 @@ def without_bias(weight: Array, kept: Kept, sums: Gram) -> Refitted:
     return Refitted(refit_groups(normal_from_gram(weight, sums.products), kept, 1))
 
 
-COMPENSATIONS.register("least_squares")(Method(with_bias, Gram))
-COMPENSATIONS.register("tyr")(Method(without_bias, Gram))
+COMPENSATIONS.register("least_squares")(Compensation(with_bias, Gram))
+COMPENSATIONS.register("tyr")(Compensation(without_bias, Gram))
 
 __all__ = ["with_bias", "without_bias"]

@@ -7,11 +7,21 @@ its defaults ranks nearly as magnitude does: see ``rank_correlation``.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from secateur.calibration.importance.core import CRITERIA, Context, Scores
+from secateur.calibration.importance.gradients import by_slice
+from secateur.calibration.importance.magnitude import counted, is_bias
+from secateur.calibration.importance.magnitude import weight as weight_of
+from secateur.calibration.statistics.handed_in import HandedIn
+from secateur.graph_passes.groups import Group
+
+logger = logging.getLogger(__name__)
 
 Array: TypeAlias = NDArray[np.float64]
 PostProcess = Literal["none", "zscore_sigmoid", "rank"]
@@ -25,6 +35,25 @@ class Evidence:
     gradient_domain: NDArray[Any]
     fisher_general: NDArray[Any]
     fisher_domain: NDArray[Any]
+
+
+@CRITERIA.register("gaprune")
+def gaprune(group: Group, context: Context) -> Scores:
+    """Sum of GAPrune's scores over the matrices of a unit: an extension, GAPrune is unstructured.
+
+    From ``NAME@general`` and ``NAME@domain`` (gradients) and ``NAME@fisher_general`` and
+    ``NAME@fisher_domain``. How far the ranking is that of |w| goes to the log.
+    """
+    given, total = HandedIn(context.analysis.model, context.arrays), np.zeros(group.size)
+    for use in counted(group, context):
+        if is_bias(use) or len(use.shape) != 2:
+            continue
+        kinds = ("general", "domain", "fisher_general", "fisher_domain")
+        score = raw_score(weight_of(use), Evidence(*(given.find(use, kind) for kind in kinds)))
+        correlation = rank_correlation(score, weight_of(use))
+        logger.info("%s: rank correlation with |w| %.4f", use.parameter, correlation)
+        total = total + by_slice(score, use, group)
+    return total
 
 
 def alignment(evidence: Evidence) -> Array:
@@ -75,4 +104,4 @@ def rank_correlation(score: Array, weight: NDArray[Any]) -> float:
     return float(np.corrcoef(a, b)[0, 1])
 
 
-__all__ = ["Evidence", "alignment", "post_processed", "rank_correlation", "raw_score"]
+__all__ = ["Evidence", "alignment", "gaprune", "post_processed", "rank_correlation", "raw_score"]

@@ -12,6 +12,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.calibration.importance.core import CRITERIA, Context, Scores
+from secateur.calibration.importance.gradients import by_slice
+from secateur.calibration.importance.magnitude import counted, is_bias
+from secateur.calibration.importance.magnitude import weight as weight_of
+from secateur.calibration.statistics.handed_in import HandedIn
+from secateur.errors import BadInputError
+from secateur.graph_passes.groups import Group, WeightUse
+
 Array: TypeAlias = NDArray[np.float64]
 
 _DECAY = 0.9
@@ -32,6 +40,40 @@ class Adapted:
     grad_b: NDArray[Any]
     scale: float
     """alpha / rank"""
+
+
+@CRITERIA.register("loraprune")
+def loraprune(group: Group, context: Context) -> Scores:
+    """Sum over the matrices of a unit of |estimated gradient * weight|, each brought to length 1.
+
+    From ``NAME@lora_a``, ``NAME@lora_b``, their gradients ``NAME@grad_a`` and ``NAME@grad_b``, and
+    ``lora.scale`` (alpha over rank); the graph holds the weights before the adapters are merged.
+    """
+    given, total = HandedIn(context.analysis.model, context.arrays), np.zeros(group.size)
+    for use in counted(group, context):
+        if is_bias(use) or len(use.shape) != 2:
+            continue
+        sums = by_slice(_importance(use, context, given), use, group)
+        total = total + sums / (np.linalg.norm(sums) + _TINY)
+    return total
+
+
+def _importance(use: WeightUse, context: Context, given: HandedIn) -> Array:
+    """Laid out like the weight in the graph."""
+    names = ("lora_a", "lora_b", "grad_a", "grad_b")
+    missing = [n for n in names if f"{use.parameter}@{n}" not in context.arrays]
+    if missing or "lora.scale" not in context.arrays:
+        raise BadInputError(
+            f"no array {use.parameter + '@' + missing[0] if missing else 'lora.scale'!r}"
+            " was handed in",
+            wanted="factors of the adapters, their gradients, and lora.scale",
+        )
+    a, b, grad_a, grad_b = (context.arrays[f"{use.parameter}@{n}"] for n in names)
+    scale = float(context.arrays["lora.scale"])
+    transposed = given.is_transposed(use)
+    weight = weight_of(use).T if transposed else weight_of(use)
+    found = weight_importance(Adapted(weight, a, b, grad_a, grad_b, scale))
+    return found.T if transposed else found
 
 
 def weight_importance(layer: Adapted) -> Array:
@@ -71,4 +113,4 @@ def sparsity_at(step: int, total: int, ratio: float, *, ramp: tuple[float, float
     return ratio - ratio * left**3
 
 
-__all__ = ["Adapted", "accumulate", "sparsity_at", "unit_scores", "weight_importance"]
+__all__ = ["Adapted", "accumulate", "loraprune", "sparsity_at", "unit_scores", "weight_importance"]

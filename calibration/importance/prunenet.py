@@ -13,6 +13,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.calibration.importance.core import CRITERIA, Context, Scores
+from secateur.calibration.importance.magnitude import weight as weight_of
+from secateur.calibration.units import sum_by_unit, units
+from secateur.errors import BadInputError, PreconditionError
+from secateur.graph_passes.groups import Group, WeightUse
+
 Vector: TypeAlias = NDArray[np.float64]
 
 
@@ -26,6 +32,56 @@ class Policy:
     """(rows,)"""
     row_vector: NDArray[Any]
     """(rows, 1)"""
+
+
+@CRITERIA.register("prunenet")
+def prunenet(group: Group, context: Context) -> Scores:
+    """Probability that a row of the weights that make the unit matters, by a trained policy.
+
+    The policy is handed in as arrays ``prunenet.projection``, ``prunenet.bias`` and
+    ``prunenet.row_vector``; one serves every layer of its width. Keeping the best rows is
+    deterministic, and an extension.
+
+    Raises:
+        BadInputError: no policy, or one for weights of another size.
+        PreconditionError: no matrix makes these units.
+    """
+    policy = _policy(context)
+    found = [_by_row(policy, use, group) for use in group.weights if _makes(use)]
+    if not found:
+        raise PreconditionError("no matrix makes these units", where=group.name)
+    total: Scores = np.mean(found, axis=0)
+    return total
+
+
+def _policy(context: Context) -> Policy:
+    names = ("projection", "bias", "row_vector")
+    missing = [name for name in names if f"prunenet.{name}" not in context.arrays]
+    if missing:
+        raise BadInputError(
+            f"no array 'prunenet.{missing[0]}' was handed in",
+            wanted="a trained policy: " + ", ".join(f"prunenet.{name}" for name in names),
+        )
+    return Policy(*(context.arrays[f"prunenet.{name}"] for name in names))
+
+
+def _makes(use: WeightUse) -> bool:
+    """Whether the weight is a matrix that writes the unit's axis."""
+    if use.node.op_type == "Gemm" and use.slot == 1:
+        return use.axis == (0 if use.node.attributes.get_int("transB", 0) else 1)
+    return use.node.op_type == "MatMul" and (use.slot, use.axis, len(use.shape)) == (1, 1, 2)
+
+
+def _by_row(policy: Policy, use: WeightUse, group: Group) -> Vector:
+    rows = np.moveaxis(weight_of(use), use.axis, 0)
+    if rows.shape != np.asarray(policy.projection).shape:
+        raise BadInputError(
+            "the policy is for weights of another size",
+            where=use.parameter,
+            got=str(np.asarray(policy.projection).shape),
+            wanted=str(rows.shape),
+        )
+    return sum_by_unit(row_scores(policy, rows), units(use.expr, group.atom), group.size)
 
 
 def row_scores(policy: Policy, weight: NDArray[Any]) -> Vector:
@@ -52,4 +108,4 @@ def spectrum_distance(whole: NDArray[Any], part: NDArray[Any]) -> float:
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-__all__ = ["Policy", "keep_probability", "row_scores", "spectrum_distance"]
+__all__ = ["Policy", "keep_probability", "prunenet", "row_scores", "spectrum_distance"]

@@ -37,8 +37,7 @@ class Histogram:
     @property
     def middles(self) -> NDArray[np.float64]:
         """The value that stands for each bin."""
-        middles = (np.arange(N_BINS, dtype=np.float64) + 0.5) * np.float64(self.top / N_BINS)
-        return middles
+        return np.linspace(0.5, N_BINS - 0.5, N_BINS) * np.float64(self.top / N_BINS)
 
 
 __all__ = ["N_BINS", "Histogram"]

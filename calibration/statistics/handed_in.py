@@ -57,6 +57,10 @@ class HandedIn:
             raise BadInputError("a handed-in array holds NaN or infinities", where=name)
         return laid_out
 
+    def is_transposed(self, use: WeightUse) -> bool:
+        """Whether the graph holds the transpose of the parameter."""
+        return self._records.get(use.initialiser, {}).get("transpose") is not None
+
     def _name(self, use: WeightUse) -> str:
         """The parameter's name; of several of equal value, that of the module that reads it."""
         names = self._records.get(use.initialiser, {}).get("names", [use.parameter])

@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command] = {
     "analyse": Command("graphs:analyse", "List what can be removed, and what cannot and why"),
     "prune": Command("graphs:prune", "Remove heads or FFN channels, and prove it"),
     "select": Command("graphs:select", "Let the model drop tokens at one or more sites"),
+    "tune": Command("tuning:tune", "Search where to drop how many tokens, on data"),
     "build": Command("bundles:build", "Build engines for targets"),
     "run": Command("bundles:run", "Run a bundle or an ONNX file on arrays"),
     "parity": Command("bundles:parity", "Compare a bundle with its reference; find the bad layer"),

@@ -278,6 +278,10 @@ class Recipe(_Strict):
     remove: tuple[Removal, ...] = ()
     plan: Path | None = None
     """A removal plan (JSON) to apply instead of making one from ``remove``."""
+    arrays: Path | None = None
+    """An .npz from training, by parameter name: gradients and what else a criterion asks for."""
+    compensate: str = "none"
+    """How the weights that read what goes make up for it; ``secateur methods`` lists them."""
     select: tuple[Selection, ...] = ()
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("onnxruntime",)
     """``onnxruntime``, ``rtx:sm86,sm89``, ``tensorrt``."""

@@ -260,3 +260,83 @@ def test_gradients_with_nan_are_refused(analysis: Analysis) -> None:
     given = {name: array * np.nan for name, array in gradients().items()}
     with pytest.raises(BadInputError, match="NaN"):
         scores(analysis, "snip", "ffn", arrays=given)
+
+
+def test_rank_of_feature_maps_counts_for_channels(cnn: ir.Model) -> None:
+    from secateur.calibration.activations import observe
+
+    x = np.random.default_rng(0).standard_normal((3, 3, 6, 6)).astype(np.float32)
+    ((_, seen),) = observe(cnn, ["b"], [{"x": x}])
+    want = np.linalg.matrix_rank(seen["b"]).mean(axis=0)
+    np.testing.assert_allclose(cnn_scores(cnn, "hrank", data=[{"x": x}]), want)
+
+
+def test_rank_of_single_numbers_is_refused(analysis: Analysis) -> None:
+    with pytest.raises(PreconditionError, match="no feature maps"):
+        scores(analysis, "hrank", "ffn")
+
+
+def test_top1_usage_is_the_share_of_tokens_a_head_wins(analysis: Analysis) -> None:
+    rows, w = np.concatenate(inputs_of(0, "o")), weight_of(0, "o")
+    parts = [rows[:, h * 4 : h * 4 + 4] @ w[:, h * 4 : h * 4 + 4].T for h in range(4)]
+    winner = np.stack([np.linalg.norm(part, axis=1) for part in parts]).argmax(axis=0)
+    want = np.bincount(winner, minlength=4) / len(rows)
+    np.testing.assert_allclose(scores(analysis, "top1_usage", "heads")[0], want)
+
+
+def test_a_policy_scores_the_rows_that_make_the_units(analysis: Analysis) -> None:
+    from secateur.calibration.importance.prunenet import Policy, row_scores
+
+    rng = np.random.default_rng(0)
+    policy = Policy(*(rng.standard_normal(shape) for shape in ((24, 16), (24,), (24, 1))))
+    given = {
+        "prunenet.projection": policy.projection,
+        "prunenet.bias": policy.bias,
+        "prunenet.row_vector": policy.row_vector,
+    }
+    up = tiny.bert().layers[0].up.weight.detach().double().numpy()
+    got = scores(analysis, "prunenet", "ffn", arrays=given)[0]
+    np.testing.assert_allclose(got, row_scores(policy, up), rtol=1e-4)
+    with pytest.raises(BadInputError, match="another size"):
+        scores(analysis, "prunenet", "heads", arrays=given)
+
+
+def test_without_a_policy_prunenet_says_what_it_needs(analysis: Analysis) -> None:
+    with pytest.raises(BadInputError, match=r"prunenet\.projection"):
+        scores(analysis, "prunenet", "ffn")
+
+
+def test_lora_factors_are_taken_by_parameter(analysis: Analysis) -> None:
+    from secateur.calibration.importance.loraprune import Adapted, weight_importance
+
+    rng, given, want = np.random.default_rng(0), {"lora.scale": np.array(2.0)}, np.zeros(24)
+    for i in range(3):
+        for name, (out, into) in (("up", (24, 16)), ("down", (16, 24))):
+            key = f"layers.{i}.{name}.weight"
+            factors = [rng.standard_normal(s) for s in ((2, into), (out, 2)) * 2]
+            names = ("lora_a", "lora_b", "grad_a", "grad_b")
+            given |= {f"{key}@{n}": array for n, array in zip(names, factors, strict=True)}
+            if i == 0:
+                weight = tiny.bert().get_parameter(key).detach().double().numpy()
+                sums = weight_importance(Adapted(weight, *factors, 2.0)).sum(int(name == "up"))
+                want = want + sums / np.linalg.norm(sums)
+    np.testing.assert_allclose(scores(analysis, "loraprune", "ffn", arrays=given)[0], want)
+    with pytest.raises(BadInputError, match="was handed in"):
+        scores(analysis, "loraprune", "ffn")
+
+
+def test_gaprune_sums_its_scores_over_the_matrices_of_a_unit(analysis: Analysis) -> None:
+    from secateur.calibration.importance.gaprune import Evidence, raw_score
+
+    rng, given, want = np.random.default_rng(0), {}, np.zeros(24)
+    for i in range(3):
+        for name, shape in (("up", (24, 16)), ("down", (16, 24))):
+            key = f"layers.{i}.{name}.weight"
+            arrays = [rng.standard_normal(shape) for _ in range(4)]
+            arrays[2:] = [np.abs(array) for array in arrays[2:]]
+            kinds = ("general", "domain", "fisher_general", "fisher_domain")
+            given |= {f"{key}@{kind}": a for kind, a in zip(kinds, arrays, strict=True)}
+            if i == 0:
+                weight = tiny.bert().get_parameter(key).detach().double().numpy()
+                want += raw_score(weight, Evidence(*arrays)).sum(int(name == "up"))
+    np.testing.assert_allclose(scores(analysis, "gaprune", "ffn", arrays=given)[0], want, rtol=1e-6)

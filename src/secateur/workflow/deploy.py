@@ -25,12 +25,12 @@ from secateur.workflow.answers import DataOptions, make_goldens, on_data, token_
 from secateur.workflow.arrays import save_text
 from secateur.workflow.bisecting import PLAN_NAME
 from secateur.workflow.counting import size_of
-from secateur.workflow.data import Samples, example_samples, load_samples
+from secateur.workflow.data import Samples, example_samples, load_samples, read_npz
 from secateur.workflow.environment import environment
 from secateur.workflow.golden import Golden
 from secateur.workflow.parity import Options
 from secateur.workflow.precision import Lowering, explained, in_words, lower, runnable, suspects
-from secateur.workflow.pruning import Pruned, prune_graph, read_plan
+from secateur.workflow.pruning import Fitting, Pruned, prune_and_fit, read_plan
 from secateur.workflow.random_inputs import made_up_batches
 from secateur.workflow.report import render_report
 from secateur.workflow.results import Frozen, Results
@@ -75,6 +75,13 @@ class Work:
     """The dense model with the selections alone: a variant of the bench."""
     shipped: ir.Model
     """The smaller model with the selections."""
+
+    @property
+    def reference(self) -> Source:
+        """What the shipped model has to equal: with fitted weights, the graph that has them."""
+        if self.pruned is None or self.pruned.fitted is None:
+            return self.source
+        return replace(self.source, graph=self.pruned.fitted, net=None)
 
     @property
     def smaller(self) -> ir.Model:
@@ -148,7 +155,8 @@ def _make(recipe: Recipe, progress: Progress) -> Work:
     if recipe.remove or plan is not None:
         with progress.step("remove, and prove it"):
             batches = _batches(recipe, samples)
-            pruned = prune_graph(whole, recipe.remove, plan=plan, batches=batches)
+            fitting = Fitting(read_npz(recipe.arrays) if recipe.arrays else {}, recipe.compensate)
+            pruned = prune_and_fit(whole, recipe.remove, fitting, plan=plan, batches=batches)
         worst = max(proof.relative_error for proof in pruned.proofs)
         progress.note(f"smaller graph == masked dense graph, relative error {worst:.1e}")
     smaller = pruned.model if pruned else whole
@@ -176,7 +184,7 @@ def _batches(recipe: Recipe, samples: Samples) -> list[dict[str, Any]]:
 def _place_models(draft: Draft, recipe: Recipe, work: Work, progress: Progress) -> Placed:
     """Write the shipped model, its forced twin and the dense one; check every target first."""
     lowering = Lowering.of(recipe.precision)
-    shipped, dense = work.shipped, work.source.graph
+    shipped, dense = work.shipped, work.reference.graph
     if lowering.is_half:
         with progress.step(f"lower to {recipe.precision.type} what is safe on the data"):
             batches = _batches(recipe, work.samples)
@@ -230,7 +238,7 @@ def _verify(
     plan = work.pruned.plan if work.pruned else None
     batches: list[Arrays] = [*_batches(recipe, work.samples)]
     with progress.step("compare with the PyTorch reference"):
-        goldens = make_goldens(work.source, plan, work.shipped, batches)
+        goldens = make_goldens(work.reference, plan, work.shipped, batches)
         draft.write(names.GOLDENS_NAME, _golden_bytes(goldens, options.token_outputs))
         verified = _verified(work, placed, goldens, options, batches)
     if verified.lowered_from:

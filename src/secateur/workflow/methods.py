@@ -43,9 +43,10 @@ def columns_of(kind: str) -> tuple[str, ...]:
 
 
 def list_methods() -> dict[str, list[Method]]:
-    """Every method by kind: importance, selector, target."""
+    """Every method by kind: importance, compensation, selector, target."""
     return {
         "importance": _criteria(),
+        "compensation": _compensations(),
         "selector": _selectors(),
         "target": [Method(name, text, "") for name, text in _targets().items()],
     }
@@ -56,6 +57,14 @@ def check_criterion(name: str) -> None:
     from secateur.calibration.importance import resolve_criterion
 
     resolve_criterion(name)
+
+
+def check_compensation(name: str) -> None:
+    """Raise BadInputError unless the name is a compensation's, or ``none``."""
+    from secateur.calibration.compensation import COMPENSATIONS
+
+    if name != "none":
+        COMPENSATIONS[name]
 
 
 def check_selector(name: str) -> None:
@@ -80,6 +89,15 @@ def _criteria() -> list[Method]:
     return [
         Method(name, (inspect.getdoc(entry) or "").split("\n")[0], _source(entry))
         for name, entry in CRITERIA.items()
+    ]
+
+
+def _compensations() -> list[Method]:
+    from secateur.calibration.compensation import COMPENSATIONS
+
+    return [
+        Method(name, (entry.__doc__ or "").split("\n")[0], _source(entry.function))
+        for name, entry in COMPENSATIONS.items()
     ]
 
 
@@ -113,4 +131,11 @@ def _first_line(entry: object) -> str:
     return text.split("\n")[0]
 
 
-__all__ = ["Method", "check_criterion", "check_selector", "columns_of", "list_methods"]
+__all__ = [
+    "Method",
+    "check_compensation",
+    "check_criterion",
+    "check_selector",
+    "columns_of",
+    "list_methods",
+]

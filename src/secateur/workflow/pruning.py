@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from secateur.calibration.allocation import Allocation
+from secateur.calibration.compensation import compensate
 from secateur.calibration.importance import Scoring
 from secateur.calibration.planning import Ranking, combine
 from secateur.calibration.planning import plan as make_plan
@@ -20,9 +21,12 @@ from secateur.graph_passes.plan import Plan
 from secateur.graph_passes.removal import remove
 from secateur.recipe import Removal
 from secateur.runtime.backend import Arrays
-from secateur.workflow.random_inputs import made_up_batches
+from secateur.workflow.random_inputs import calibration_batches, made_up_batches
 from secateur.workflow.removal_proof import removal_proof
 from secateur.workflow.results import LayerRemoval, Proof
+
+_WITHOUT_DATA = frozenset({"obspa"})
+"""Criteria that random inputs serve, run through the whole network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Pruned:
     plan: Plan
     removed: tuple[LayerRemoval, ...]
     proofs: tuple[Proof, ...]
+    fitted: ir.Model | None = None
+    """The dense model with weights that make up for what goes, where any were fitted."""
 
     @property
     def proof_records(self) -> list[dict[str, Any]]:
@@ -72,8 +78,54 @@ def prune_graph(
     return Pruned(small, made, removed, _prove(model, small, made, batches))
 
 
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """What is known from training, and how weights make up for what goes."""
+
+    arrays: Arrays = field(default_factory=dict)
+    """By parameter name: gradients, ``NAME@fisher``, ..."""
+    compensate: str = "none"
+
+
+def prune_and_fit(
+    model: ir.Model,
+    removals: Sequence[Removal],
+    fitting: Fitting,
+    *,
+    plan: Plan | None = None,
+    batches: Sequence[Arrays] = (),
+) -> Pruned:
+    """Remove, and let the weights that read what goes make up for it.
+
+    The weights are fitted in the dense model, from which the units are then removed and the
+    removal proved as any other.
+
+    Args:
+        model: stays as it is.
+        removals: ratio, criterion and scope by kind of unit.
+        fitting: arrays for criteria, and the compensation.
+        plan: to apply instead of making one.
+        batches: the user's inputs; without any, compensation takes random ones.
+
+    Raises:
+        BadInputError: as ``prune_graph``, and an unknown compensation or unfit data.
+        ParityError: the proof fails.
+    """
+    outputs = plan.allow_outputs if plan else allowed_outputs(removals)
+    analysis = analyse(model, allow_outputs=outputs)
+    made = plan or make_plan_for(analysis, removals, batches, fitting.arrays)
+    if fitting.compensate == "none":
+        return prune_graph(model, (), plan=made, batches=batches)
+    data = batches or calibration_batches(model)
+    fitted = compensate(model, made, data, method=fitting.compensate)
+    return replace(prune_graph(fitted, (), plan=made, batches=batches), fitted=fitted)
+
+
 def make_plan_for(
-    analysis: Analysis, removals: Sequence[Removal], batches: Sequence[Arrays]
+    analysis: Analysis,
+    removals: Sequence[Removal],
+    batches: Sequence[Arrays],
+    arrays: Arrays | None = None,
 ) -> Plan:
     """One plan for all removals of a recipe.
 
@@ -82,10 +134,13 @@ def make_plan_for(
     """
     if not removals:
         raise BadInputError("nothing is to be removed", wanted="a removal, or a plan file")
-    return combine(analysis, [_plan_one(analysis, removal, batches) for removal in removals])
+    plans = [_plan_one(analysis, removal, batches, arrays or {}) for removal in removals]
+    return combine(analysis, plans)
 
 
-def _plan_one(analysis: Analysis, removal: Removal, batches: Sequence[Arrays]) -> Plan:
+def _plan_one(
+    analysis: Analysis, removal: Removal, batches: Sequence[Arrays], arrays: Arrays
+) -> Plan:
     allocation = Allocation(
         ratio=removal.ratio,
         scope=removal.scope,
@@ -94,7 +149,10 @@ def _plan_one(analysis: Analysis, removal: Removal, batches: Sequence[Arrays]) -
         normalise=removal.normalise,
         limits=removal.limits,
     )
-    ranking = Ranking(removal.importance, batches, scoring=Scoring(removal.aggregate))
+    if not batches and removal.importance in _WITHOUT_DATA:
+        batches = calibration_batches(analysis.model)
+    scoring = Scoring(removal.aggregate)
+    ranking = Ranking(removal.importance, batches, scoring=scoring, arrays=arrays)
     inexact = removal.allow_inexact
     return make_plan(analysis, removal.what, allocation, ranking, allow_inexact=inexact)
 
@@ -178,9 +236,11 @@ def _prove(
 
 
 __all__ = [
+    "Fitting",
     "Pruned",
     "allowed_outputs",
     "make_plan_for",
+    "prune_and_fit",
     "prune_graph",
     "read_plan",
     "recorded_plan",

@@ -12,6 +12,8 @@ from secateur.graph_passes.axes import constant
 from secateur.runtime.backend import Array
 
 _SHORTEST = 2
+_MANY, _LONG, _N_BATCHES = 16, 32, 8
+"""Of inputs to calibrate on: samples of a batch, every other dimension, batches."""
 _MADE_UP = ((2, 7), (3, 12))
 """Batch, and every other dynamic dimension."""
 
@@ -70,6 +72,13 @@ def made_up_batches(model: ir.Model) -> list[dict[str, Array]]:
     ]
 
 
+def calibration_batches(model: ir.Model) -> list[dict[str, Array]]:
+    """Random inputs to calibrate on where there are no others: normal floats, any ids."""
+    names = dimension_names(model)
+    sizes = {name: _MANY if name == names[0] else _LONG for name in names}
+    return [random_inputs(model, sizes, seed=seed, ragged=False) for seed in range(_N_BATCHES)]
+
+
 def _shape(value: ir.Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
     shape = []
     for dim in value.shape or ():
@@ -102,4 +111,10 @@ def _table_rows(value: ir.Value) -> int:
     return 0
 
 
-__all__ = ["dimension_names", "made_up_batches", "random_inputs", "required_inputs"]
+__all__ = [
+    "calibration_batches",
+    "dimension_names",
+    "made_up_batches",
+    "random_inputs",
+    "required_inputs",
+]

@@ -208,10 +208,11 @@ def _valid_keys(where: KeyPath) -> list[str]:
 def _unknown_names(recipe: Recipe) -> Iterator[Mistake]:
     """Names that must be in a registry: criteria, selectors, targets."""
     from secateur.runtime.targets import parse_target
-    from secateur.workflow.methods import check_criterion, check_selector
+    from secateur.workflow.methods import check_compensation, check_criterion, check_selector
 
     looked_up: list[tuple[KeyPath, Callable[[str], object], str]] = [
         *((("targets", i), parse_target, target) for i, target in enumerate(recipe.targets)),
+        (("compensate",), check_compensation, recipe.compensate),
         *(
             (("remove", i, "importance"), check_criterion, removal.importance)
             for i, removal in enumerate(recipe.remove)
@@ -238,8 +239,9 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
     if recipe.traffic is not None:
         file = folder / recipe.traffic.file
         changes["traffic"] = recipe.traffic.model_copy(update={"file": file})
-    if recipe.plan is not None:
-        changes["plan"] = folder / recipe.plan
+    for name in ("plan", "arrays"):
+        if (file := getattr(recipe, name)) is not None:
+            changes[name] = folder / file
     if recipe.data is not None:
         changes["data"] = _resolve_data(recipe.data, folder)
     return recipe.model_copy(update=changes)
@@ -279,8 +281,10 @@ def _missing_files(recipe: Recipe) -> Iterator[Mistake]:
     source = Path(recipe.model.source.partition("#")[0])
     if source.is_absolute() and not source.exists():
         yield Mistake(("model", "source"), "no such model file", got=str(source))
-    if recipe.plan is not None and not recipe.plan.exists():
-        yield Mistake(("plan",), "no such plan file", got=str(recipe.plan))
+    for name in ("plan", "arrays"):
+        file = getattr(recipe, name)
+        if file is not None and not file.exists():
+            yield Mistake((name,), f"no such {name} file", got=str(file))
     data = recipe.data
     for name in ("texts", "npz"):
         value = getattr(data, name) if data is not None else None

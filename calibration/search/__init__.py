@@ -1,0 +1,1 @@
+"""Searches that trade agreement against time: resumable, seeded, every evaluation kept."""

@@ -1,0 +1,79 @@
+"""Measured times for a search: layers by tokens, and finished models against one another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx_ir as ir
+
+from secateur.calibration.search.layer_times import LayerTimes, layer_times
+from secateur.export.onnx_file import save
+from secateur.runtime.backend import Arrays, Run
+from secateur.runtime.onnxruntime import OnnxRuntime
+from secateur.workflow.counting import full_inputs
+from secateur.workflow.golden import default_budgets
+
+_WARM_UP = 2
+_RUNS = 7
+LEVEL = "all"
+
+
+def measure_layers(
+    models: tuple[ir.Model, ir.Model], lengths: Sequence[int], batch: int, *, n_layers: int
+) -> LayerTimes:
+    """Time a model without and with a site that keeps everything, at several lengths."""
+    found: list[dict[int, float]] = []
+    with TemporaryDirectory(prefix="secateur-") as folder:
+        for number, model in enumerate(models):
+            path = Path(folder) / f"{number}.onnx"
+            save(model, path)
+            with OnnxRuntime(optimisation=LEVEL).session(path) as run:
+                found.append(
+                    {
+                        batch * length: _median_ms(
+                            run, full_inputs(model, batch=batch, tokens=length)
+                        )
+                        for length in lengths
+                    }
+                )
+    return layer_times(found[0], found[1], n_layers)
+
+
+def _median_ms(run: Run, inputs: Arrays) -> float:
+    times = []
+    for number in range(_WARM_UP + _RUNS):
+        start = time.perf_counter()
+        run(inputs)
+        if number >= _WARM_UP:
+            times.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(times))
+
+
+def race(
+    models: Mapping[str, ir.Model], batches: Sequence[Arrays], *, rounds: int, folder: Path
+) -> dict[str, float]:
+    """Milliseconds that each model takes for all batches, in turns: the median over rounds."""
+    taken: dict[str, list[float]] = {name: [] for name in models}
+    with ExitStack() as stack:
+        runs = {}
+        for number, (name, model) in enumerate(models.items()):
+            path = folder / f"race{number}.onnx"
+            save(model, path)
+            runs[name] = stack.enter_context(OnnxRuntime(optimisation=LEVEL).session(path))
+        feeds = {name: default_budgets(model) for name, model in models.items()}
+        for number in range(rounds + 1):
+            for name, run in runs.items():
+                start = time.perf_counter()
+                for batch in batches:
+                    run({**batch, **feeds[name]})
+                if number:
+                    taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: float(np.median(times)) for name, times in taken.items()}
+
+
+__all__ = ["LEVEL", "measure_layers", "race"]
