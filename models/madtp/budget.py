@@ -49,14 +49,14 @@ class Scheduled:
 class Relative:
     """Keep the tokens whose importance is above ``factor`` times the mean, at least one."""
 
-    factor: float
+    factor: Tensor | float
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
     """Keep this share of every sample's tokens, rounded up."""
 
-    keep: float
+    keep: Tensor | float
 
 
 Budget = Adaptive | Scheduled | Relative | Share

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from secateur.models.madtp.budget import Budget, Scheduled, kept_counts
-from secateur.models.madtp.importance import EPSILON
+from secateur.models.madtp.importance import divisor
 
 Order = Literal["importance", "position", "published"]
 """Of kept tokens. ``published`` is that of an unsorted top-k on the CPU; it cannot be exported."""
@@ -72,6 +72,30 @@ def countable(tokens: Tokens, *, coupled: bool) -> Tensor:
     return tokens.mask & behind_first[None, :]
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a layer is going to do with its tokens."""
+
+    ranking: Tensor
+    """(B, L) int64, positions: 0, then by falling importance; in their order where unpruned."""
+    merged: Tensor
+    """(B, 1, D), the tokens that go, as one."""
+    kept: Tensor
+    """(B,) int64, tokens kept beside position 0; smaller than ``available`` where it prunes."""
+    available: Tensor
+    """(B,) int64, tokens that the sample has beside position 0."""
+
+    @property
+    def prunes(self) -> Tensor:
+        """(B,) bool."""
+        return self.kept < self.available
+
+    @property
+    def length(self) -> Tensor:
+        """(B,) int64, tokens of the result: position 0, the kept ones, the merged one."""
+        return 1 + self.kept + self.prunes.long()
+
+
 def cut(tokens: Tokens, evidence: Evidence, budget: Budget, *, coupled: bool, order: Order) -> Cut:
     """Keep the most important tokens and merge the rest, weighted by importance.
 
@@ -84,23 +108,50 @@ def cut(tokens: Tokens, evidence: Evidence, budget: Budget, *, coupled: bool, or
             each sample by itself: the mask of the result says which slots hold tokens.
         order: of the kept tokens in the result; a sample that is not pruned keeps its order.
     """
+    planned = plan(tokens, evidence, budget)
+    slot = torch.arange(_as_size(planned.length.amax(dim=0)), device=planned.ranking.device)
+    # one length for all, and nothing to hide: no mask
+    same = coupled or (isinstance(budget, Scheduled) and tokens.mask is None)
+    if order == "published":
+        planned = replace(planned, ranking=_published_ranking(planned, evidence.importance))
+        order = "importance"
+    return apply(tokens, planned, slot, same_length=same, order=order)
+
+
+def plan(tokens: Tokens, evidence: Evidence, budget: Budget) -> Plan:
+    """Decide, up to but without the length of the result, which depends on the data."""
     kept, available = kept_counts(
         evidence.scores, evidence.importance, budget, alive=evidence.alive
     )
-    prunes = kept < available
-    length = 1 + kept + prunes.long()
-    ranking = _ranking(evidence, prunes)
+    ranking = _ranking(evidence, kept < available)
     merged = _merged(tokens.hidden, evidence.importance, ranking, (kept, available))
-    slot = torch.arange(_as_size(length.amax(dim=0)), device=ranking.device)[None, :]
-    index = ranking.gather(1, slot.expand(ranking.shape[0], -1))
-    index = _ordered(index, kept, order, evidence.importance)
+    return Plan(ranking, merged, kept, available)
+
+
+def apply(
+    tokens: Tokens, planned: Plan, slot: Tensor, *, same_length: bool, order: Order = "importance"
+) -> Cut:
+    """Do what was planned.
+
+    Args:
+        tokens: those that were planned for.
+        planned: what.
+        slot: (K,) int64, 0 to K - 1, where K is at least the largest ``planned.length``.
+        same_length: True carries the mask along (the merged token gets that of the best token
+            in it); False makes one of what each slot holds.
+        order: ``importance`` or ``position``.
+    """
+    prunes, slot = planned.prunes, slot[None, :]
+    index = planned.ranking.gather(1, slot.expand(planned.ranking.shape[0], -1))
+    if order == "position":
+        index = _by_position(index, planned)
     hidden = tokens.hidden.gather(1, index[:, :, None].expand(-1, -1, tokens.hidden.shape[2]))
-    is_merged = (slot == 1 + kept[:, None]) & prunes[:, None]
-    hidden = torch.where(is_merged[:, :, None], merged, hidden)
-    mask: Tensor | None = slot < length[:, None]
-    if coupled or (isinstance(budget, Scheduled) and tokens.mask is None):  # one length
+    is_merged = (slot == 1 + planned.kept[:, None]) & prunes[:, None]
+    hidden = torch.where(is_merged[:, :, None], planned.merged, hidden)
+    mask: Tensor | None = slot < planned.length[:, None]
+    if same_length:
         mask = None if tokens.mask is None else tokens.mask.gather(1, index)
-    return Cut(Tokens(hidden, mask), index, kept, available)
+    return Cut(Tokens(hidden, mask), index, planned.kept, planned.available)
 
 
 def _ranking(evidence: Evidence, prunes: Tensor) -> Tensor:
@@ -131,27 +182,25 @@ def _merged(
     slot = torch.arange(ranking.shape[1], device=ranking.device)[None, :]
     goes = (slot > kept[:, None]) & (slot <= available[:, None])
     weights = torch.zeros_like(importance).scatter(1, ranking, goes.float()) * importance
-    total = weights.sum(dim=1, keepdim=True) + EPSILON
+    total = divisor(weights.sum(dim=1, keepdim=True))
     return (weights[:, None, :] @ hidden.float() / total[:, :, None]).to(hidden.dtype)
 
 
-def _ordered(index: Tensor, kept: Tensor, order: Order, importance: Tensor) -> Tensor:
-    if order == "importance":
-        return index
-    if order == "published":
-        return _published_order(index, kept, importance)
+def _by_position(index: Tensor, planned: Plan) -> Tensor:
+    """The kept tokens in their own order, then the merged one and filling as they are."""
     slot = torch.arange(index.shape[1], device=index.device)[None, :]
-    behind = slot + importance.shape[1]
-    place = torch.where(slot <= kept[:, None], index, behind)
+    behind = slot + planned.ranking.shape[1]
+    place = torch.where(slot <= planned.kept[:, None], index, behind)
     return index.gather(1, _descending(-place.float()))
 
 
-def _published_order(index: Tensor, kept: Tensor, importance: Tensor) -> Tensor:
-    count = int(kept[0])
+def _published_ranking(planned: Plan, importance: Tensor) -> Tensor:
+    """The kept tokens of a coupled cut in the order of an unsorted top-k."""
+    count, ranking = int(planned.kept[0]), planned.ranking
     if 1 + count == importance.shape[1]:
-        return index
+        return ranking
     unsorted = 1 + importance[:, 1:].topk(count, dim=1, sorted=False).indices
-    return torch.cat([index[:, :1], unsorted, index[:, 1 + count :]], dim=1)
+    return torch.cat([ranking[:, :1], unsorted, ranking[:, 1 + count :]], dim=1)
 
 
 def _as_size(length: Tensor) -> int:
@@ -166,4 +215,4 @@ def _as_size(length: Tensor) -> int:
     return size
 
 
-__all__ = ["Cut", "Evidence", "Order", "Tokens", "countable", "cut"]
+__all__ = ["Cut", "Evidence", "Order", "Plan", "Tokens", "apply", "countable", "cut", "plan"]

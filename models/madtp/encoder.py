@@ -124,16 +124,29 @@ def _prune(
 ) -> tuple[Start, Cut]:
     """Cut the tokens; follow the mask and the end of the text."""
     (scores, attended, budget), coupled = seen, pruning.coupled
-    tokens = Tokens(at.hidden, at.mask)
-    alive = countable(tokens, coupled=coupled)
-    matters = judged(pruning.by, attended, scores, alive)
-    followed = None if coupled else at.end
-    evidence = Evidence(scores, matters, alive, followed)
+    tokens, evidence = judge(at, (scores, attended), pruning)
     made = cut(tokens, evidence, budget, coupled=coupled, order=order)
-    end = at.end
-    if followed is not None:
-        end = (made.index == followed[:, None]).long().argmax(dim=1)
+    now = followed(made, evidence)
+    end = at.end if now is None else now
     return replace(at, hidden=made.tokens.hidden, mask=made.tokens.mask, end=end), made
 
 
-__all__ = ["DENSE", "Branch", "Encoded", "Pruning", "Start", "encode"]
+def judge(
+    at: Start, seen: tuple[Tensor | None, Attended], pruning: Pruning
+) -> tuple[Tokens, Evidence]:
+    """What a layer cuts, and what it knows of it."""
+    scores, attended = seen
+    tokens = Tokens(at.hidden, at.mask)
+    alive = countable(tokens, coupled=pruning.coupled)
+    matters = judged(pruning.by, attended, scores, alive)
+    return tokens, Evidence(scores, matters, alive, None if pruning.coupled else at.end)
+
+
+def followed(made: Cut, evidence: Evidence) -> Tensor | None:
+    """Where the token that always stays is now, (B,)."""
+    if evidence.always is None:
+        return None
+    return (made.index == evidence.always[:, None]).long().argmax(dim=1)
+
+
+__all__ = ["DENSE", "Branch", "Encoded", "Pruning", "Start", "encode", "followed", "judge"]

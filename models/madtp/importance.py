@@ -24,7 +24,7 @@ def class_score(probabilities: Tensor, heads: Tensor) -> Tensor:
         heads: (B, H, L, Dh) outputs per head, before the output projection.
     """
     norms = torch.linalg.vector_norm(heads.float(), dim=-1)
-    weights = norms / (norms.sum(dim=1, keepdim=True) + EPSILON)
+    weights = norms / divisor(norms.sum(dim=1, keepdim=True))
     score: Tensor = (probabilities[:, :, 0].float() * weights).sum(dim=1)
     return score
 
@@ -56,7 +56,16 @@ def received_score(probabilities: Tensor, alive: Tensor) -> Tensor:
 
 def _share(values: Tensor, alive: Tensor) -> Tensor:
     values = values * alive
-    return values / (values.sum(dim=1, keepdim=True) + EPSILON)
+    return values / divisor(values.sum(dim=1, keepdim=True))
 
 
-__all__ = ["EPSILON", "class_score", "importance", "received_score"]
+def divisor(total: Tensor) -> Tensor:
+    """A sum that may be divided by.
+
+    The published code adds ``EPSILON``; torch's exporter takes an addition of so little for one
+    of nothing and drops it (torch 2.13), and a graph would divide zero by zero.
+    """
+    return torch.where(total.abs() < EPSILON, EPSILON, total)
+
+
+__all__ = ["EPSILON", "class_score", "divisor", "importance", "received_score"]

@@ -37,9 +37,9 @@ def budget_of(
     """
     if rule == "madtp":
         return Adaptive(strength, coupled=coupled, floor=floor)
-    if float(strength) < 0:
+    if not torch.compiler.is_exporting() and float(strength) < 0:
         raise BadInputError("negative strength", got=f"{float(strength):g}", wanted="0 or more")
-    return Relative(float(strength)) if rule == "attention" else Share(1 / (1 + float(strength)))
+    return Relative(strength) if rule == "attention" else Share(1 / (1 + strength))
 
 
 def judged(rule: Rule, attended: Attended, scores: Tensor | None, alive: Tensor) -> Tensor:

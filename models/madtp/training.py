@@ -90,6 +90,38 @@ def train(
     return run(Job(net, len(examples.labels), loss, temperature), training, checkpoint, progress)
 
 
+def train_gathering(
+    net: BlipNlvr,
+    examples: Examples,
+    training: Training,
+    checkpoint: Path,
+    progress: Progress | None = None,
+) -> tuple[Epoch, ...]:
+    """Train all of the dense model, and its class token to say which digits its image shows.
+
+    Nothing else of the task asks for a class token, and without a use for it its attention would
+    say nothing of what matters. The head that reads it is thrown away. Arguments and errors are
+    those of ``train``.
+    """
+    head = nn.Linear(net.concepts.weight.shape[1], EMPTY)
+
+    def loss(rows: Tensor, temperature: float) -> Tensor:
+        del temperature
+        inputs = _noisy(examples.inputs(rows), training.noise)
+        text = Text(inputs["input_ids"], inputs["attention_mask"])
+        images, told = net.encode(inputs["pixel_values"], text, NO_COMPRESSION)
+        cells = torch.from_numpy(examples.cells)[rows].transpose(0, 1).flatten(0, 1)
+        shown = (cells[:, :, None] == torch.arange(EMPTY)).any(dim=1).float()
+        answered = F.cross_entropy(
+            net.cls_head(told.hidden[:, 0]), torch.from_numpy(examples.labels)[rows]
+        )
+        return answered + F.binary_cross_entropy_with_logits(head(images.hidden[:, 0]), shown)
+
+    both = nn.ModuleDict({"net": net, "head": head})
+    job = Job(both, len(examples.labels), loss, lambda _: 0.0)
+    return run(job, training, checkpoint, progress)
+
+
 def nlvr_loss(net: BlipNlvr, inputs: Inputs, labels: Tensor, compression: Compression) -> Tensor:
     """Cross-entropy of the answers; with MADTP, also how far apart concepts see both branches."""
     text = Text(inputs["input_ids"], inputs["attention_mask"])
@@ -191,4 +223,5 @@ __all__ = [
     "nlvr_loss",
     "pretrain_vision",
     "train",
+    "train_gathering",
 ]

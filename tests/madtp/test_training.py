@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from secateur.models.madtp.digits_model import (
     save_difference,
     save_weights,
 )
+from secateur.models.madtp.rules import RULES
 from secateur.models.madtp.search import Target
 from secateur.models.madtp.tasks import NO_COMPRESSION, Compression
 from secateur.models.madtp.training import (
@@ -22,13 +25,21 @@ from secateur.models.madtp.training import (
     nlvr_loss,
     pretrain_vision,
     train,
+    train_gathering,
 )
 from secateur.models.madtp.work import nlvr_macs
+
+WEIGHTS = Path(__file__).parents[2] / "examples" / "madtp" / "weights"
 
 
 @pytest.fixture(scope="module")
 def examples():
     return make_examples(24, "train", seed=0)
+
+
+def trained():
+    """The committed dense model."""
+    return load_weights(WEIGHTS / "dense.safetensors")[0]
 
 
 def _target(examples, net, share):
@@ -77,6 +88,14 @@ def test_the_vision_encoder_learns_to_read_and_nothing_else_moves(examples, tmp_
         assert torch.equal(tensor, fresh.state_dict()[name]) != name.startswith("vision."), name
 
 
+def test_the_class_token_learns_with_the_rest(examples, tmp_path):
+    net, fresh, seen = digits_model(), digits_model(), []
+    train_gathering(net, examples, Training(epochs=4, batch_size=8), tmp_path / "r.pt", seen.append)
+    assert seen[-1].loss < seen[0].loss
+    class_token = net.vision.embeddings.class_embedding
+    assert not torch.equal(class_token, fresh.vision.embeddings.class_embedding)
+
+
 def test_only_what_is_asked_for_is_trained(examples, tmp_path):
     net, fresh = digits_model(), digits_model()
     training = Training(epochs=1, batch_size=8, trained=("text.", "cls_head."))
@@ -96,6 +115,14 @@ def test_the_target_falls_from_the_dense_model_over_the_ramp(examples, tmp_path)
     strengths = [epoch.temperature for epoch in seen]
     assert strengths == sorted(strengths)
     assert strengths[0] < strengths[2]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_target_is_met_under_every_rule(examples, rule):
+    net, inputs = trained(), examples.inputs(slice(0, 8))
+    target = _target(examples, net, 0.5)
+    found = find_temperature(net, inputs, target, rule=rule)
+    assert abs(found.macs / target.macs - 1) <= 0.05
 
 
 def test_a_target_below_one_token_per_layer_is_refused(examples, tmp_path):
@@ -137,3 +164,15 @@ def test_weights_come_back_from_a_file_and_from_a_file_of_differences(tmp_path):
     assert notes["strength"] == "2.5"
     for name, tensor in moved.state_dict().items():
         torch.testing.assert_close(back.state_dict()[name], tensor, rtol=0, atol=3e-4)
+
+
+def test_the_committed_models_answer_as_the_log_says():
+    """Dense, and at half the multiply-adds; a tenth of the test examples, hence the margin."""
+    examples, base = make_examples(200, "test", seed=1), trained()
+    net, notes = load_weights(WEIGHTS / "madtp-0.5.safetensors", base)
+    half = Compression.at(float(notes["strength"]))
+    assert accuracy(base, examples) > 0.9
+    assert accuracy(net, examples, half) > 0.88
+    inputs = examples.inputs(slice(0, 100))
+    share = nlvr_macs(net, inputs, half).mean() / nlvr_macs(net, inputs, NO_COMPRESSION).mean()
+    assert 0.45 < share < 0.55
