@@ -7,6 +7,7 @@ where ``refusals.json`` lists it; a new one fails the run.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -22,11 +23,11 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "zoo"))
 
 from builds import CAPABILITIES, PRECISIONS, Entries  # noqa: E402
-from catalogue import default_path, open_zoo  # noqa: E402
+from catalogue import Zoo, default_path, open_zoo  # noqa: E402
 from children import Pool  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from subjects import CRASH, names_of  # noqa: E402
+from subjects import CRASH, mend_torchvision, names_of  # noqa: E402
 from verdicts import in_full, verdict  # noqa: E402
 
 LEAST_MODELS, LEAST_BUILT = 25, 20
@@ -41,7 +42,7 @@ def main() -> int:
     everything = names_of(zoo)
     names = chosen(everything, options.only, options.shard)
     console.print(f"{len(names)} of {len(everything)} models", highlight=False)
-    _import_what_every_child_needs()
+    _import_what_every_child_needs(zoo)
     entries = Entries(
         zoo, options.exports, options.timeout, options.memory_gib << 30, options.static
     )
@@ -49,8 +50,10 @@ def main() -> int:
         entries.run, options.jobs, 12 * options.timeout, options.output.with_suffix(".logs")
     )
     listed = json.loads(REFUSALS.read_text(encoding="utf-8"))
-    rows = [*_kept(options, names, listed), *_rows(pool, names, listed, console)]
-    _write(rows, options.output)
+    rows = _kept(options, names, listed)
+    for row in _rows(pool, names, listed, console):
+        rows.append(row)
+        _write(rows, options.output)  # a run that is stopped keeps what it found
     console.print(_table(rows))
     return _verdict(rows, whole=len(rows) == len(everything))
 
@@ -137,8 +140,12 @@ def _write(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _import_what_every_child_needs() -> None:
+def _import_what_every_child_needs(zoo: Zoo) -> None:
     """Import once, before the forks, what takes seconds to import."""
+    mend_torchvision(zoo)
+    for name in ("timm", "transformers"):
+        if importlib.util.find_spec(name) is not None:
+            importlib.import_module(name)
     import onnxruntime
     import onnxscript
     import torch

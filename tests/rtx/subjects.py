@@ -54,14 +54,17 @@ def names_of(zoo: Zoo) -> list[str]:
     return [*found, *EXAMPLES, CRASH]
 
 
+def mend_torchvision(zoo: Zoo) -> None:
+    """Let transformers load beside the zoo's torchvision, where the zoo file knows how."""
+    getattr(zoo.module, "_ensure_torchvision", bool)()
+
+
 def make(zoo: Zoo, name: str, exports: Path, *, static: bool) -> Subject:
     """Export a model, or read what an earlier run exported into ``exports``.
 
     ``static`` leaves the models of the zoo at the shapes of their examples.
     """
     if name in EXAMPLES:
-        # transformers loads beside the zoo's torchvision only once the zoo file has mended that.
-        getattr(zoo.module, "_ensure_torchvision", bool)()
         return EXAMPLES[name](exports)
     if name == CRASH:
         return _crash(exports)
