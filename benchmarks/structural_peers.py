@@ -1,7 +1,8 @@
 """Prune the models of a zoo file with Torch-Pruning, onnxsim and Secateur; a table and JSON.
 
-Half of everything goes, in a child process per tool and model, one at a time. `make peers`
-sets the tools up and runs this file; docs/benchmarks.md says what is timed.
+Half of everything goes, in a child process per tool and model, one at a time. Seconds are
+those of the processor, of which every tool uses one core: what else the machine does counts
+little. `make peers` sets the tools up and runs this file; docs/benchmarks.md says what is timed.
 """
 
 from __future__ import annotations
@@ -128,17 +129,17 @@ def _pruned(model: ir.Model, by: str) -> tuple[ir.Model, Plan, float, float]:
 
     PROGRAMS.clear()  # as if no model had been analysed before
     gc.collect()
-    started = time.perf_counter()
+    started = time.process_time()
     analysis = analyse(model, in_place=True)
-    analysed = time.perf_counter() - started
+    analysed = time.process_time() - started
     plan = half_of_everything(analysis, 0, renormalise=False)
     if by == "l2":
         plan = _largest_half(analysis, plan)
     small = remove_atoms(analysis, resolve_plan(analysis, plan))
     for value in small.graph.initializers.values():
-        if value.const_value is not None:  # cut weights are sliced when they are read
-            value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
-    return small, plan, analysed, time.perf_counter() - started
+        if isinstance(value.const_value, ir.LazyTensor):  # cut weights, sliced when read
+            value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
+    return small, plan, analysed, time.process_time() - started
 
 
 def _largest_half(analysis: Analysis, plan: Plan) -> Plan:
@@ -199,7 +200,7 @@ def _step(
 
     magnitude, random = tp.importance.GroupMagnitudeImportance, tp.importance.RandomImportance
     heads = _heads_by_layer(net)
-    started = time.perf_counter()
+    started = time.process_time()
     pruner = tp.pruner.BasePruner(
         net,
         next(iter(inputs.values())) if len(inputs) == 1 else dict(inputs),
@@ -211,9 +212,9 @@ def _step(
         prune_head_dims=False,
         ignored_layers=ignored,
     )
-    built = time.perf_counter() - started
+    built = time.process_time() - started
     pruner.step()
-    return heads, pruner, built, time.perf_counter() - started
+    return heads, pruner, built, time.process_time() - started
 
 
 def _attentions(net: Module) -> list[tuple[Module, dict[str, Any]]]:
@@ -305,16 +306,16 @@ def _onnxsim(trials: Trials, name: str, report: Report) -> None:
     import onnxsim
 
     model = onnx.load(trials.file(name))
-    started = time.perf_counter()
+    started = time.process_time()
     simple, _ = onnxsim.simplify(model)
-    report({"simplify_seconds": time.perf_counter() - started})
-    middle = time.perf_counter()
+    report({"simplify_seconds": time.process_time() - started})
+    middle = time.process_time()
     small = onnxsim.apply_structured_pruning(simple, RATIO)
     left = _elements(small) / max(_elements(simple), 1)
     headless = onnxsim.apply_attention_head_pruning(small, RATIO)
     report(
         {
-            "prune_seconds": time.perf_counter() - middle,
+            "prune_seconds": time.process_time() - middle,
             "parameters_left": round(left, 4),
             "shrank": left < 1,
             "heads_shrank": _elements(headless) < _elements(small),
