@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test sweep check selectors zoo peers frameworks rtx oracles properties madtp madtp-train gpu clean setup
+.PHONY: demo test sweep check selectors zoo peers frameworks rtx oracles properties madtp-train gpu clean setup
 
 setup: $(READY)
 
@@ -94,10 +94,7 @@ selectors: $(READY)
 properties: $(READY)
 	SECATEUR_RANDOM_GRAPHS=5000 $(BIN)/python -m pytest tests/laws/test_random_graphs.py -s
 
-# The table of examples/madtp from its committed weights; the weights themselves, from scratch.
-madtp: $(READY)
-	$(BIN)/python examples/madtp/table.py
-
+# The weights of examples/madtp, from scratch; goes on where it was interrupted.
 madtp-train: $(READY)
 	$(BIN)/python examples/madtp/train.py dense
 	$(BIN)/python examples/madtp/train.py madtp 0.5 0.8

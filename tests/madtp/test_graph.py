@@ -1,59 +1,162 @@
-"""A whole MADTP model as one graph: both token axes are pruned in it."""
+"""A whole MADTP model as one graph: both token axes are pruned in it, in three forms."""
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
 from tests.madtp import small
-from transformers import BlipTextModel, BlipVisionModel
 
-from secateur.export.torch_export import from_torch
-from secateur.models.madtp.concepts import Concepts
-from secateur.models.madtp.graph_forms import NlvrByTemperature
-from secateur.models.madtp.tasks import BlipNlvr, Compression
-from secateur.models.madtp.twin import make_twin
+from secateur.errors import BadInputError
+from secateur.export.madtp_models import nlvr_graph
+from secateur.export.madtp_stages import split
+from secateur.graph_passes.names import parameter_names
+from secateur.models.madtp.encoder import Pruning
+from secateur.models.madtp.tasks import Compression
+from secateur.runtime.staged import Staged
 
 
-@pytest.fixture(scope="module")
-def exported():
-    """One layer per branch: an export takes half a minute per layer."""
-    torch.manual_seed(0)
-    config = small.blip_config()
-    for part in (config.text_config, config.vision_config):
-        part.num_hidden_layers = 1
-    text = BlipTextModel(config.text_config, add_pooling_layer=False)
-    make_twin(text.encoder, config.text_config)
-    net = small.perturbed(BlipNlvr(BlipVisionModel(config.vision_config), text, Concepts(8, 32)))
-    inputs = small.inputs()
-    inputs["pixel_values"] = torch.stack([inputs["pixel_values"]] * 2, dim=1)
-    tokens = {0: "batch", 1: "tokens"}
-    dynamic = {"pixel_values": {0: "batch"}, "input_ids": tokens, "attention_mask": tokens}
-    given = inputs | {"temperature": torch.tensor(3.0)}
-    model = from_torch(NlvrByTemperature(net), given, dynamic)
-    return net, inputs, ort.InferenceSession(ir.to_proto(model).SerializeToString())
+@functools.cache
+def _exported(form):
+    net = small.nlvr()
+    model = nlvr_graph(net, form)
+    return net, model, ort.InferenceSession(ir.to_proto(model).SerializeToString())
 
 
 @torch.no_grad()
+def _want(net, inputs, compression):
+    return net(**inputs, compression=compression)["logits"].numpy()
+
+
+def _close(made, want):
+    np.testing.assert_allclose(made, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
+
+
+def _feeds(inputs, temperature):
+    return {n: v.numpy() for n, v in inputs.items()} | {
+        "temperature": np.array(temperature, dtype=np.float32)
+    }
+
+
+@pytest.mark.sweep
 @pytest.mark.parametrize("temperature", [0.5, 3.0, 20.0])
-def test_one_graph_serves_every_temperature(exported, temperature):
-    net, inputs, session = exported
-    feeds = {name: value.numpy() for name, value in inputs.items()}
-    feeds["temperature"] = torch.tensor(temperature).numpy()
-    (made,) = session.run(None, feeds)
-    want = net(**inputs, compression=Compression.at(temperature))["logits"]
-    torch.testing.assert_close(torch.as_tensor(made), want, rtol=1e-4, atol=1e-5)
+def test_one_graph_serves_every_temperature(temperature):
+    net, _, session = _exported("decoupled")
+    inputs = small.nlvr_inputs()
+    (made,) = session.run(None, _feeds(inputs, temperature))
+    _close(made, _want(net, inputs, Compression.at(temperature)))
 
 
-def test_a_sample_of_the_graph_is_what_it_is_alone(exported):
-    _, inputs, session = exported
-    feeds = {name: value.numpy() for name, value in inputs.items()}
-    feeds["temperature"] = torch.tensor(3.0).numpy()
+@pytest.mark.sweep
+def test_a_sample_of_the_graph_is_what_it_is_alone():
+    session = _exported("decoupled")[2]
+    feeds = _feeds(small.nlvr_inputs(), 3.0)
     (together,) = session.run(None, feeds)
     for b in range(3):
-        alone = {n: (v[b : b + 1] if n != "temperature" else v) for n, v in feeds.items()}
+        alone = {n: (v[b : b + 1] if v.ndim else v) for n, v in feeds.items()}
         (made,) = session.run(None, alone)
-        torch.testing.assert_close(
-            torch.as_tensor(made[0]), torch.as_tensor(together[b]), rtol=1e-4, atol=1e-5
+        _close(made[0], together[b])
+
+
+@pytest.mark.sweep
+def test_cross_attention_follows_the_cuts_under_padding_on_both_sides():
+    """Text is padded in its own axis; image tokens are padded to the longer of two images."""
+    net, _, session = _exported("decoupled")
+    inputs = {name: value[2:] for name, value in small.nlvr_inputs().items()}
+    length = int(inputs["attention_mask"].sum())
+    texts = ("input_ids", "attention_mask")
+    short = inputs | {name: inputs[name][:, :length] for name in texts}
+    assert length < inputs["input_ids"].shape[1]
+    want = _want(net, short, Compression.at(3.0))
+    _close(session.run(None, _feeds(inputs, 3.0))[0], want)
+    swapped = inputs | {"pixel_values": inputs["pixel_values"].flip(1)}
+    other = short | {"pixel_values": swapped["pixel_values"]}
+    _close(session.run(None, _feeds(swapped, 3.0))[0], _want(net, other, Compression.at(3.0)))
+
+
+@pytest.mark.sweep
+def test_parameters_keep_their_names():
+    net, model, _ = _exported("decoupled")
+    names = set(parameter_names(model).values())
+    assert {name for name, _ in net.named_parameters()} - names == set()
+
+
+@pytest.mark.sweep
+def test_the_faithful_form_is_the_published_coupling():
+    net, _, session = _exported("faithful")
+    inputs = small.nlvr_inputs()
+    for temperature in (0.5, 3.0):
+        (made,) = session.run(None, _feeds(inputs, temperature))
+        _close(made, _want(net, inputs, Compression.at(temperature, coupled=True)))
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    ("images", "text"), [([8, 4], [5, 3]), ([16, 2], [12, 1]), ([1, 1], [4, 4])]
+)
+def test_counts_of_a_schedule_are_inputs(images, text):
+    net, _, session = _exported("schedule")
+    inputs = small.nlvr_inputs()
+    counts = [torch.tensor(values) for values in (images, text)]
+    feeds = {n: v.numpy() for n, v in inputs.items()}
+    feeds |= {"image_counts": counts[0].numpy(), "text_counts": counts[1].numpy()}
+    want = _want(net, inputs, Compression(*(Pruning(counts=c) for c in counts)))
+    _close(session.run(None, feeds)[0], want)
+
+
+def _staged(model, sites):
+    parts = split(model, sites)
+    sessions = [ort.InferenceSession(part.SerializeToString()) for part in parts.models]
+
+    def running(session):
+        names = [value.name for value in session.get_outputs()]
+        wanted = {value.name for value in session.get_inputs()}
+        return lambda given: dict(
+            zip(
+                names,
+                session.run(None, {n: a for n, a in given.items() if n in wanted}),
+                strict=True,
+            )
         )
+
+    return Staged([running(session) for session in sessions], parts.boundaries)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_samples_that_are_regrouped_between_stages_come_out_as_alone(batch):
+    _, model, session = _exported("decoupled")
+    inputs = small.nlvr_inputs()
+    queue = {
+        n: torch.cat([v, v.flip(0) * (0.5 if v.is_floating_point() else 1)])
+        for n, v in inputs.items()
+    }
+    feeds = _feeds(queue, 1.0)
+    alone = [
+        session.run(None, {n: (v[b : b + 1] if v.ndim else v) for n, v in feeds.items()})[0]
+        for b in range(6)
+    ]
+    sites = ["vision.encoder.layers.0", "vision.encoder.layers.1", "text.encoder.layer.0"]
+    made = _staged(model, sites).run(feeds, batch, shared=("temperature",))
+    assert list(made) == ["logits"]
+    _close(made["logits"], np.concatenate(alone))
+
+
+@pytest.mark.sweep
+def test_a_boundary_that_is_no_cut_is_refused():
+    with pytest.raises(BadInputError, match="no such cut"):
+        split(_exported("decoupled")[1], ["vision.encoder.layers.7"])
+
+
+def test_batches_below_one_are_refused():
+    with pytest.raises(BadInputError, match="cut into batches"):
+        Staged([lambda given: given], []).run({"x": np.zeros((2, 1))}, 0)
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(BadInputError, match="faithful"):
+        nlvr_graph(small.nlvr(), "fast")
