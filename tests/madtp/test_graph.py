@@ -13,11 +13,11 @@ from tests.madtp import small
 
 from secateur.errors import BadInputError
 from secateur.export.madtp_models import nlvr_graph
-from secateur.export.madtp_stages import split
 from secateur.graph_passes.names import parameter_names
 from secateur.models.madtp.encoder import Pruning
 from secateur.models.madtp.tasks import Compression
 from secateur.runtime.staged import Staged
+from secateur.workflow.madtp_stages import split
 
 
 @functools.cache
