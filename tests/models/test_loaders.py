@@ -179,8 +179,12 @@ def assert_same_parameters(got: nn.Module, wanted: dict[str, Tensor]) -> None:
 
 
 def test_every_family_has_a_row() -> None:
-    """A family that is added without one is not held to anything here."""
-    assert {name.removesuffix("-text").removesuffix("-vision") for name in ROWS} == set(FAMILIES)
+    """A family that is added without one is not held to anything here.
+
+    LLaVA takes embeddings of two modalities; tests/selectors/test_llava.py holds its loader.
+    """
+    rows = {name.removesuffix("-text").removesuffix("-vision") for name in ROWS}
+    assert rows | {"llava"} == set(FAMILIES)
 
 
 @every_row
