@@ -141,7 +141,10 @@ ROWS: dict[str, Row] = {
 }
 
 every_row = pytest.mark.parametrize("name", ROWS)
-exported_row = pytest.mark.parametrize("name", ["deit", "xlm-roberta", "camembert"])
+exported_row = pytest.mark.parametrize(
+    "name",
+    ["deit", *(pytest.param(n, marks=pytest.mark.sweep) for n in ("xlm-roberta", "camembert"))],
+)
 
 
 def network(name: str) -> nn.Module:

@@ -17,6 +17,8 @@ from secateur.runtime.parity import check_goldens
 from secateur.workflow.precision import dtype_of
 
 _BENCH = next(line for line in RECIPE.splitlines() if line.startswith("bench:"))
+pytestmark = pytest.mark.sweep  # a whole deployment; test_workflow.py has its steps
+
 PLAIN = RECIPE.replace(_BENCH + "\n", "").replace("output_norm", "l2")
 MINIMAL = {"schema": 1, "name": "m", "model": "m.onnx"}
 
