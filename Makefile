@@ -1,4 +1,5 @@
 # Every target sets up what it needs on a fresh machine: .venv from constraints.txt, then the work.
+# Python compiles what it imports; compiling all that is installed takes two minutes.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,8 +13,8 @@ setup: $(READY)
 # dependencies, which are older than ours.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0 -c constraints.txt
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-compile torch==2.13.0 -c constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-compile -e '.[dev]' -c constraints.txt
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps tritonclient==2.73.0
 	touch $(READY)
 
@@ -22,8 +23,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Two workers; a file stays on one of them, with the exports that its tests share. The vectors
-# are those in the repository; `make oracles` takes all that are there, `make sweep` what is long.
+# Two workers of one thread; a file stays on one of them, with the exports that its tests share.
+# The vectors are those in the repository; `make oracles` takes all that are there, `make sweep`
+# what is long.
+test sweep: export OMP_NUM_THREADS ?= 1
 test: export SECATEUR_ORACLES ?= $(CURDIR)/tests/oracles/data
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not sweep"
@@ -43,7 +46,7 @@ ZOO_VENV := build/zoo-venv
 $(ZOO_VENV)/.ready: $(READY)
 	$(PYTHON) -m venv $(ZOO_VENV)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')')" > $$($(ZOO_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/on_top_of.pth
-	$(ZOO_VENV)/bin/pip install -q --disable-pip-version-check --no-deps timm==1.0.31 torchvision==0.29.2
+	$(ZOO_VENV)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps timm==1.0.31 torchvision==0.29.2
 	touch $@
 
 zoo: $(ZOO_VENV)/.ready
@@ -56,7 +59,7 @@ FRAMEWORKS_VENV := build/frameworks-venv
 $(FRAMEWORKS_VENV)/.ready: $(READY) tests/frameworks/requirements.txt
 	$(PYTHON) -m venv $(FRAMEWORKS_VENV)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')')" > $$($(FRAMEWORKS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/on_top_of.pth
-	$(FRAMEWORKS_VENV)/bin/pip install -q --disable-pip-version-check --no-deps -r tests/frameworks/requirements.txt
+	$(FRAMEWORKS_VENV)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps -r tests/frameworks/requirements.txt
 	touch $@
 
 frameworks: $(FRAMEWORKS_VENV)/.ready
@@ -71,7 +74,7 @@ $(PEERS_VENV)/.ready: $(ZOO_VENV)/.ready
 	for venv in $(BIN) $(ZOO_VENV)/bin; do \
 	  echo "import site; site.addsitedir('$$($$venv/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')')"; \
 	done > $$($(PEERS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/on_top_of.pth
-	$(PEERS_VENV)/bin/pip install -q --disable-pip-version-check --no-deps torch-pruning==1.6.1 onnxsim==0.8.1
+	$(PEERS_VENV)/bin/pip install -q --disable-pip-version-check --no-compile --no-deps torch-pruning==1.6.1 onnxsim==0.8.1
 	touch $@
 
 peers: $(PEERS_VENV)/.ready

@@ -8,7 +8,6 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-import torch
 
 DOMAIN = "secateur"
 OP_TYPE = "SelectTokens"
@@ -16,6 +15,8 @@ OP_TYPE = "SelectTokens"
 
 def marker_translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the entry that the marker op adds to torch's translation table."""
+    import torch
+
     import secateur.models.select_tokens  # noqa: F401 - registers the op
 
     return {torch.ops.secateur.select_tokens.default: _select_tokens}

@@ -7,15 +7,18 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-from torch import Tensor, nn
 
 from secateur.errors import BadInputError, MissingDependencyError
 from secateur.export.onnx_file import from_onnx
-from secateur.models.families import FAMILIES, Tokenizer
-from secateur.models.families.hugging_face import check_weights, read_json
+
+if TYPE_CHECKING:  # an .onnx file is opened without torch
+    from torch import Tensor, nn
+
+    from secateur.models.families import Tokenizer
 
 _WANTED = (
     "an .onnx file, a Hugging Face folder or hub name, package.module:function, "
@@ -52,7 +55,7 @@ def load(spec: str | Path | nn.Module) -> LoadedModel:
             pickles.
         MissingDependencyError: a package that has to be installed first.
     """
-    if isinstance(spec, nn.Module):
+    if not isinstance(spec, str | Path):
         return LoadedModel(type(spec).__name__, spec, None, {}, {}, None, None)
     text = str(spec)
     if text.startswith("package:"):
@@ -69,6 +72,9 @@ def load(spec: str | Path | nn.Module) -> LoadedModel:
 
 
 def _from_folder(folder: Path, part: str) -> LoadedModel:
+    from secateur.models.families import FAMILIES
+    from secateur.models.families.hugging_face import check_weights, read_json
+
     config = read_json(folder / "config.json")
     check_weights(folder)
     model_type = str(config.get("model_type"))
@@ -106,6 +112,8 @@ def _package_path(text: str) -> Path:
 
 def _from_function(spec: str) -> LoadedModel:
     """Call ``package.module:function``, which returns (module, inputs[, dynamic])."""
+    from torch import Tensor, nn
+
     module_name, _, name = spec.partition(":")
     try:
         module = importlib.import_module(module_name)

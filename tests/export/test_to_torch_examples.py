@@ -23,7 +23,7 @@ def percents(line):
     return [float(number) for number in re.findall(r"([\d.]+) %", line)]
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_pruned_cnn_wins_accuracy_back_and_costs_a_third():
     printed = printed_by(
         "run.py", "tune", "--by", "l2", "--epochs", "3", "--tune", "3", "--pairs", "2"

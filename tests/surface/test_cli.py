@@ -31,6 +31,22 @@ def test_help_takes_less_than_300_ms():
     assert min(seconds) < 0.3
 
 
+@pytest.mark.parametrize("words", ["analyse FILE", "prune FILE OUT --what heads --ratio 0.25"])
+def test_an_onnx_file_is_worked_on_without_torch(words, encoder_onnx, tmp_path):
+    """Importing torch takes longer than all the rest."""
+    paths = {"FILE": str(encoder_onnx), "OUT": str(tmp_path / "small.onnx")}
+    arguments = [paths.get(word, word) for word in words.split()]
+    program = f"""
+import sys
+from secateur import cli
+assert cli.run({arguments!r}) == 0
+assert "onnx_ir" in sys.modules
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+
+
 @pytest.mark.parametrize("name", list(cli.COMMANDS))
 def test_every_command_explains_itself(name, capsys):
     assert cli.run([name, "--help"]) == 0

@@ -12,12 +12,13 @@ from secateur.errors import BadInputError
 from secateur.export.marker_translation import without_markers
 from secateur.export.source import load
 from secateur.graph_passes.lowering import has_markers
-from secateur.models.families import Tokenizer
 from secateur.runtime.backend import Array
 from secateur.workflow.random_inputs import required_inputs
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from secateur.models.families import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from secateur.models.madtp import blocks
 from secateur.models.madtp.encoder import Branch, Pruning, Start, encode
 from secateur.models.madtp.published_names import CLIP_VISION
 
+IS_LONG = True  # its exports
+
 
 def check(case) -> None:
     arrays = madtp_nets.tensors(case)

@@ -8,6 +8,8 @@ from tests.oracles import madtp_nets
 from secateur.models.madtp import blocks
 from secateur.models.madtp.encoder import Branch, Pruning, Start, encode
 
+IS_LONG = True  # its exports
+
 
 def check(case) -> None:
     arrays, net = madtp_nets.tensors(case), madtp_nets.vision(case)
