@@ -11,6 +11,25 @@ import pytest
 # user's cache; a test of the cache names a folder of its own.
 os.environ["SECATEUR_CACHE"] = "off"
 
+LONGEST = (
+    "hygiene/test_documents.py",
+    "oracles/test_oracles.py",
+    "families/test_families.py",
+    "madtp/test_training.py",
+    "export/test_to_torch.py",
+    "hygiene/test_examples.py",
+    "export/test_families.py",
+    "e2e/test_own_selection.py",
+    "e2e/test_deploy.py",
+)
+"""Files that take longest, which go first: at the end one worker would wait for the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, as far as they are asked for; the order is kept else."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get("/".join(item.path.parts[-2:]), len(LONGEST)))
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say why tests did not run: a skip without a reason on the screen looks like a pass."""

@@ -71,6 +71,7 @@ def test_a_checkpoint_of_another_training_is_refused(examples, tmp_path):
         train(digits_model(), examples, Training(epochs=2, batch_size=24), tmp_path / "run.pt")
 
 
+@pytest.mark.sweep
 def test_a_small_set_is_learnt_by_heart(tmp_path):
     net, seen, examples = digits_model(), [], make_examples(4, "train", seed=0)
     training = Training(epochs=25, batch_size=4, learning_rate=3e-3)

@@ -31,7 +31,9 @@ def test_help_takes_less_than_300_ms():
     assert min(seconds) < 0.3
 
 
-@pytest.mark.parametrize("words", ["analyse FILE", "prune FILE OUT --what heads --ratio 0.25"])
+@pytest.mark.parametrize(
+    "words", ["analyse FILE --tokens 16", "prune FILE OUT --what heads --ratio 0.25"]
+)
 def test_an_onnx_file_is_worked_on_without_torch(words, encoder_onnx, tmp_path):
     """Importing torch takes longer than all the rest."""
     paths = {"FILE": str(encoder_onnx), "OUT": str(tmp_path / "small.onnx")}
@@ -45,6 +47,13 @@ assert "torch" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_a_model_of_fewer_tokens_than_are_counted_says_how_to_go_on(encoder_onnx, capsys):
+    assert cli.run(["analyse", str(encoder_onnx), "--tokens", "128"]) == 2
+    told = capsys.readouterr().err
+    assert "at 128 tokens" in told
+    assert "--tokens N" in told
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))

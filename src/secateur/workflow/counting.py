@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from secateur.errors import BadInputError
 from secateur.runtime.backend import Array
 from secateur.workflow.flops import count_flops
 from secateur.workflow.golden import default_budgets
@@ -22,8 +23,23 @@ def full_inputs(model: ir.Model, *, batch: int, tokens: int) -> dict[str, Array]
 
 
 def flops_by_node(model: ir.Model, *, tokens: int) -> dict[str, int]:
-    """FLOPs of one forward pass at batch 1, every other dynamic dimension ``tokens``."""
-    return count_flops(model, full_inputs(model, batch=1, tokens=tokens)).by_node
+    """FLOPs of one forward pass at batch 1, every other dynamic dimension ``tokens``.
+
+    Raises:
+        BadInputError: the model does not run at that length.
+    """
+    inputs = full_inputs(model, batch=1, tokens=tokens)
+    try:
+        return count_flops(model, inputs).by_node
+    except BadInputError as error:
+        if not dimension_names(model):
+            raise
+        raise BadInputError(
+            f"FLOPs cannot be counted at {tokens} tokens: {error.what}",
+            where=error.where,
+            got=error.got,
+            next_step="if the model takes fewer tokens, say how many: --tokens N, or bench: tokens",
+        ) from error
 
 
 def parameter_count(model: ir.Model) -> int:
