@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from secateur.errors import BadInputError
 from secateur.models.madtp.concepts import Concepts
-from secateur.models.madtp.published_names import VISION, renamed
+from secateur.models.madtp.published_names import (
+    CLIP_TEXT,
+    CLIP_VISION,
+    VISION,
+    renamed,
+    split_queries,
+)
 from secateur.models.madtp.tasks import BlipCaption, BlipRetrieval, BlipVqa, ClipRetrieval
 
 _CLASSES = {
@@ -21,7 +27,7 @@ _CLASSES = {
     "retrieval": ("BlipForImageTextRetrieval", BlipRetrieval),
     "clip": ("CLIPModel", ClipRetrieval),
 }
-_TRAINING_ONLY = re.compile(r"_m\.|_queue$|^temp$|position_ids$")
+_TRAINING_ONLY = re.compile(r"_m\.|_queue$|^temp$|^logit_scale$|position_ids$")
 
 
 def from_hugging_face(directory: Path, task: str, concepts: Concepts) -> nn.Module:
@@ -75,25 +81,48 @@ def read_published(path: Path) -> dict[str, Tensor]:
 
 
 def load_published(net: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Fill a BLIP task model from a published MADTP (or BLIP) state; return what was not needed.
+    """Fill a task model from a published MADTP (or dense) state; return what was not needed.
 
     What only training has (momentum copies, queues) is left out. A state without concept tokens
-    is that of a dense BLIP; the model keeps its own.
+    is that of a dense model; the model keeps its own, and CLIP's projections to them.
 
     Raises:
         BadInputError: names the tensors that are missing, unexpected or of another shape.
     """
     skipped = tuple(name for name in state if _TRAINING_ONLY.search(name))
     kept = {name: tensor for name, tensor in state.items() if name not in skipped}
-    prefix = "visual_encoder."
-    vision = {n.removeprefix(prefix): t for n, t in kept.items() if n.startswith(prefix)}
-    made = {f"vision.{name}": tensor for name, tensor in renamed(vision, VISION).items()}
-    for name, tensor in kept.items():
-        if not name.startswith(prefix):
-            made[_ours(name)] = tensor
-    made.setdefault("concepts.weight", net.state_dict()["concepts.weight"])
+    made = _clip_names(kept) if isinstance(net, ClipRetrieval) else _blip_names(kept)
+    if "concepts.weight" not in made:
+        own = re.compile(r"concepts\.weight$|(image|text)_queries\.")
+        made = {n: t for n, t in net.state_dict().items() if own.match(n)} | made
     load_checked(net, made)
     return skipped
+
+
+def _blip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "visual_encoder."
+    vision = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    made = {f"vision.{name}": tensor for name, tensor in renamed(vision, VISION).items()}
+    for name, tensor in state.items():
+        if not name.startswith(prefix):
+            made[_ours(name)] = tensor
+    return made
+
+
+def _clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    prefix = "visual."
+    vision = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    text = {n: t for n, t in state.items() if not n.startswith(prefix)}
+    made: dict[str, Tensor] = {}
+    for part, rules, queries in (
+        (vision, CLIP_VISION, "image_queries"),
+        (text, CLIP_TEXT, "text_queries"),
+    ):
+        rest, found = split_queries(renamed(part, rules))
+        made |= {f"{queries}.{name}": tensor for name, tensor in found.items()}
+        for name, tensor in rest.items():
+            made[_ours(re.sub(r"^(vision|text)_model\.", r"\1.", name))] = tensor
+    return made
 
 
 def _ours(name: str) -> str:

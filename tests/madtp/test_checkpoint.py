@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
-from tests.madtp import small
+from tests.madtp import published, small
 from transformers import BlipForImageTextRetrieval
 
 from secateur.errors import BadInputError
@@ -14,39 +12,15 @@ from secateur.models.madtp.checkpoint import from_hugging_face, load_published, 
 from secateur.models.madtp.concepts import Concepts
 from secateur.models.madtp.tasks import BlipRetrieval
 
-_PUBLISHED = (
-    (r"^vision\.", "visual_encoder."),
-    (r"^text\.", "text_encoder."),
-    (r"^concepts\.weight$", "space_dict"),
-    (r"embeddings\.class_embedding$", "cls_token"),
-    (r"embeddings\.position_embedding$", "pos_embed"),
-    (r"embeddings\.patch_embedding\.", "patch_embed.proj."),
-    (r"visual_encoder\.post_layernorm\.", "visual_encoder.norm."),
-    (r"visual_encoder\.encoder\.layers\.", "visual_encoder.blocks."),
-    (r"\.layer_norm([12])\.", r".norm\1."),
-    (r"\.self_attn\.qkv\.", ".attn.qkv."),
-    (r"\.self_attn\.projection\.", ".attn.proj."),
-)
-
 
 def _net(seed: int = 0):
     torch.manual_seed(seed)
     return BlipRetrieval(BlipForImageTextRetrieval(small.blip_config()), Concepts(8, 32))
 
 
-def _published(net) -> dict[str, torch.Tensor]:
-    state = {}
-    for ours, tensor in net.state_dict().items():
-        name = ours
-        for pattern, replacement in _PUBLISHED:
-            name = re.sub(pattern, replacement, name)
-        state[name] = tensor.clone()
-    return state
-
-
 def test_a_published_file_fills_the_model(tmp_path):
     source, target = _net(0), _net(1)
-    state = _published(source) | {"image_queue": torch.zeros(3), "temp": torch.tensor(0.07)}
+    state = published.blip(source) | {"image_queue": torch.zeros(3), "temp": torch.tensor(0.07)}
     state["visual_encoder_m.cls_token"] = torch.zeros(1)
     torch.save({"model": state, "epoch": 3}, tmp_path / "model.pth")
     skipped = load_published(target, read_published(tmp_path / "model.pth"))
@@ -58,14 +32,14 @@ def test_a_published_file_fills_the_model(tmp_path):
 def test_a_dense_published_file_leaves_the_concepts_alone():
     source, target = _net(0), _net(1)
     before = target.concepts.weight.clone()
-    state = _published(source)
+    state = published.blip(source)
     del state["space_dict"]
     load_published(target, state)
     assert torch.equal(target.concepts.weight, before)
 
 
 def test_a_file_of_another_model_is_refused_by_name():
-    state = _published(_net())
+    state = published.blip(_net())
     del state["visual_encoder.cls_token"]
     state["text_decoder.cls.bias"] = torch.zeros(2)
     with pytest.raises(BadInputError, match="another model") as error:
@@ -75,7 +49,7 @@ def test_a_file_of_another_model_is_refused_by_name():
 
 
 def test_a_file_of_another_size_is_refused_by_name():
-    state = _published(_net())
+    state = published.blip(_net())
     state["space_dict"] = torch.zeros(9, 32)
     with pytest.raises(BadInputError, match=r"concepts.weight \[9, 32\] for \[8, 32\]"):
         load_published(_net(), state)
