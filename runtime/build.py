@@ -15,6 +15,7 @@ from secateur.runtime.bundle import FORCED_NAME, GOLDENS_NAME, MODEL_NAME
 from secateur.runtime.bundle_writer import Draft
 from secateur.runtime.checks import check_build
 from secateur.runtime.compare import TOLERANCES
+from secateur.runtime.datatypes import check_types
 from secateur.runtime.deployed import highest_agreeing_level
 from secateur.runtime.engine_cache import EngineCache, Fetched, ingredients
 from secateur.runtime.goldens import read_goldens
@@ -60,6 +61,7 @@ def build_target(draft: Draft, target: str, options: BuildOptions) -> str:
                 got=target,
                 next_step=f"build for onnxruntime, then run with --target {target}",
             )
+        check_types(read_outline(model), parsed)
         _check_runs(model, options.optimisation)
         draft.add_onnxruntime(optimisation=options.optimisation)
         return f"runs the model itself, graph optimisation {options.optimisation!r}"

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from secateur.errors import BadInputError
 from secateur.runtime.backend import EngineSpec, ShapeRange
 from secateur.runtime.budgets import Ends, along, symbol_ranges
+from secateur.runtime.datatypes import check_types
 from secateur.runtime.onnx_outline import ModelOutline, NodeOutline
 from secateur.runtime.sites import Site
 from secateur.runtime.targets import Target
@@ -46,6 +47,7 @@ def check_build(
     for number, one in enumerate(spec.each()):
         with naming_profile(number, of=spec):
             _check_profile(outline, sites, one)
+    check_types(outline, target)
     if target.backend == "rtx":
         _check_operators(outline)
         _check_capabilities(outline, target)

@@ -68,14 +68,22 @@ def describe_device(ordinal: int = 0) -> str:
 
     An engine built on another device with the same text is taken to fit.
     """
-    check_device()
+    text = capability(ordinal)
     device, size = ctypes.c_int(), ctypes.c_size_t()
     _call("cuDeviceGet", ctypes.byref(device), ordinal)
     name = ctypes.create_string_buffer(256)
     _call("cuDeviceGetName", name, 256, device)
     _call("cuDeviceTotalMem_v2", ctypes.byref(size), device)
+    return f"{name.value.decode()} ({text}, {size.value >> 20} MiB)"
+
+
+def capability(ordinal: int = 0) -> str:
+    """Compute capability of a device, as ``sm86``; MissingDependencyError for none."""
+    check_device()
+    device = ctypes.c_int()
+    _call("cuDeviceGet", ctypes.byref(device), ordinal)
     major, minor = (_attribute(number, device) for number in _COMPUTE_CAPABILITY)
-    return f"{name.value.decode()} (sm{major}{minor}, {size.value >> 20} MiB)"
+    return f"sm{major}{minor}"
 
 
 def allocate(size_bytes: int) -> int:
@@ -224,6 +232,7 @@ def _no_device(why: str) -> MissingDependencyError:
 __all__ = [
     "allocate",
     "allocate_pinned",
+    "capability",
     "capture",
     "check_device",
     "copy_to_device",

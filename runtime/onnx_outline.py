@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import mmap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from secateur.errors import BadInputError
@@ -25,6 +25,9 @@ DTYPES = {
     16: "bfloat16", 17: "float8_e4m3fn", 18: "float8_e4m3fnuz", 19: "float8_e5m2",
     20: "float8_e5m2fnuz", 21: "uint4", 22: "int4", 23: "float4_e2m1",
 }  # fmt: skip
+
+_CAST_TO = frozenset({"to", "output_dtype"})
+"""Attributes of Cast, QuantizeLinear and DequantizeLinear that name a type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,8 @@ class ModelOutline:
     """What the checks before a build need to know of an ONNX file.
 
     ``constants`` gives the dtype of every initialiser; an initialiser that is also an input
-    is an optional input.
+    is an optional input. ``dtypes`` holds every type that the file names: of tensors anywhere,
+    of inputs and outputs, and of what nodes cast or quantise to.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -63,6 +67,7 @@ class ModelOutline:
     external: tuple[ExternalData, ...]
     opset: int
     metadata: Mapping[str, str]
+    dtypes: frozenset[str] = frozenset()
 
     @property
     def operators(self) -> tuple[str, ...]:
@@ -139,6 +144,7 @@ class _Parts:
 
     nodes: list[NodeOutline]
     tensors: list[Message]
+    casts: list[int] = field(default_factory=list)
 
 
 def _model(view: Message, graph: Message) -> ModelOutline:
@@ -149,14 +155,18 @@ def _model(view: Message, graph: Message) -> ModelOutline:
             _walk_node(node, parts)
     constants = dict(_constant(tensor) for tensor in _messages(graph, 5))
     inputs = tuple(_value_info(value, constants) for value in _messages(graph, 11))
+    outputs = tuple(_value_info(value, {}) for value in _messages(graph, 12))
+    numbers = {*(integer(tensor, 2) for tensor in parts.tensors), *parts.casts}
+    named = {DTYPES.get(number, "unknown") for number in numbers}
     return ModelOutline(
         inputs=inputs,
-        outputs=tuple(_value_info(value, {}) for value in _messages(graph, 12)),
+        outputs=outputs,
         nodes=tuple(parts.nodes),
         constants=constants,
         external=tuple(data for tensor in parts.tensors for data in _external(tensor)),
         opset=_opset(view),
         metadata=_properties(view, 14),
+        dtypes=frozenset(named | {info.dtype for info in (*inputs, *outputs)}),
     )
 
 
@@ -189,6 +199,8 @@ def _walk_node(node: Message, parts: _Parts) -> None:
         )
     )
     for attribute in _messages(node, 5):
+        if text(attribute, 1) in _CAST_TO:
+            parts.casts.append(integer(attribute, 3))
         for number, _, value in fields(attribute):
             if number in {5, 10} and isinstance(value, memoryview):
                 parts.tensors.append(value)

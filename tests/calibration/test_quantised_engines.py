@@ -11,7 +11,7 @@ from tests.parity import tiny
 
 from secateur.calibration.quantisation.graph import quantise
 from secateur.calibration.quantisation.scheme import Scheme
-from secateur.errors import BuildError
+from secateur.errors import BadInputError
 from secateur.export.onnx_file import save
 from secateur.runtime.backend import EngineSpec, ShapeRange
 from secateur.runtime.tensorrt import TensorRt
@@ -56,5 +56,5 @@ def test_a_quantised_graph_that_drops_tokens_builds(tmp_path: Path) -> None:
 
 def test_fp8_for_a_gpu_without_it_is_refused_with_the_type(tmp_path: Path) -> None:
     model = quantise(tiny.exported(1), Scheme("fp8"), DATA)
-    with pytest.raises(BuildError, match="fp8"):
+    with pytest.raises(BadInputError, match="sm86 has no float8_e4m3fn"):
         built(model, tmp_path / "model.onnx", "sm86")

@@ -18,11 +18,11 @@ from secateur.graph_passes.precision.decisions import Precision
 from secateur.graph_passes.precision.lower import lower_precision, precision_record
 from secateur.graph_passes.precision.rounded import rounded_twin
 from secateur.runtime.compare import TOLERANCES
+from secateur.runtime.datatypes import check_types
 from secateur.runtime.onnx_outline import read_outline
 from secateur.runtime.targets import parse_target
 from secateur.workflow.precision import (
     Lowering,
-    check_types,
     dtype_of,
     explained,
     lower,

@@ -30,8 +30,8 @@ from secateur.recipe import Precision as Settings
 from secateur.runtime.backend import Arrays
 from secateur.runtime.bundle import is_bundle
 from secateur.runtime.compare import TOLERANCES
-from secateur.runtime.onnx_outline import ModelOutline, read_outline
-from secateur.runtime.targets import Target
+from secateur.runtime.datatypes import WITHOUT_CPU_KERNELS
+from secateur.runtime.onnx_outline import read_outline
 from secateur.workflow.bisect import BisectOptions, bisect
 from secateur.workflow.golden import default_budgets, site_records
 from secateur.workflow.random_inputs import made_up_batches
@@ -39,18 +39,6 @@ from secateur.workflow.selecting import select_tokens
 
 logger = logging.getLogger(__name__)
 
-_SINCE = {
-    "bfloat16": 80,
-    "int4": 80,
-    "uint4": 80,
-    "float8_e4m3fn": 89,
-    "float8_e5m2": 89,
-    "float4_e2m1": 120,
-}
-"""First compute capability with a type. Source: builds with TensorRT-RTX 1.7."""
-
-_WITHOUT_CPU_KERNELS = frozenset({"bfloat16", "float4_e2m1"})
-_OLDEST_DEFAULT = "sm80"
 _MOST_EXCLUSIONS = 4
 
 
@@ -89,35 +77,6 @@ def lower(model: ir.Model, lowering: Lowering, batches: Sequence[Arrays]) -> ir.
     return lower_precision(model, Precision(dtype, lowering.keep, ranges))
 
 
-def check_types(outline: ModelOutline, target: Target) -> None:
-    """Refuse a target that lacks a type of the model, naming the compute capability.
-
-    Raises:
-        BadInputError: bfloat16 or int4 before sm80, fp8 before sm89, fp4 before sm120; or a type
-            that ONNX Runtime's CPU does not compute in.
-    """
-    held = {*outline.constants.values(), *(info.dtype for info in outline.inputs)}
-    missing = sorted(held & _WITHOUT_CPU_KERNELS)
-    if target.backend == "onnxruntime" and missing:
-        raise BadInputError(
-            f"ONNX Runtime's CPU does not compute in {missing[0]}",
-            where=f"target {target}",
-            next_step="build for rtx or tensorrt, or take fp16",
-        )
-    if target.backend != "rtx":
-        return  # TensorRT builds for the GPU of its own machine, which is not known here
-    for dtype in sorted(held & set(_SINCE)):
-        for capability in target.capabilities or (_OLDEST_DEFAULT,):
-            if int(capability.removeprefix("sm")) < _SINCE[dtype]:
-                raise BadInputError(
-                    f"{capability} has no {dtype}",
-                    where=f"target {target}",
-                    got=f"a model with {dtype} tensors",
-                    wanted=f"sm{_SINCE[dtype]} or later",
-                    next_step=f"leave {capability} out, or choose another precision",
-                )
-
-
 def dtype_of(model: Path) -> str:
     """The half-precision type that a file says it was lowered to, else ``float32``."""
     record = json.loads(read_outline(model).metadata.get(PRECISION_KEY, "{}"))
@@ -147,7 +106,7 @@ def runnable(model: Path) -> Iterator[Path]:
 
 def runs_on_cpu(model: Path) -> bool:
     """Whether ONNX Runtime's CPU computes in the type of a model."""
-    return dtype_of(model) not in _WITHOUT_CPU_KERNELS
+    return dtype_of(model) not in WITHOUT_CPU_KERNELS
 
 
 @contextmanager
@@ -248,7 +207,6 @@ def _forced(model: ir.Model) -> ir.Model:
 __all__ = [
     "Lowering",
     "Suspects",
-    "check_types",
     "dtype_of",
     "explained",
     "in_words",

@@ -20,6 +20,7 @@ from secateur.runtime.build import BuildOptions, build_target
 from secateur.runtime.bundle import DENSE_NAME, FORCED_NAME, MODEL_NAME
 from secateur.runtime.bundle_writer import Draft
 from secateur.runtime.checks import check_build
+from secateur.runtime.datatypes import check_types
 from secateur.runtime.goldens import GoldenCase
 from secateur.runtime.onnx_outline import read_outline
 from secateur.runtime.profile_choice import advice
@@ -29,7 +30,6 @@ from secateur.runtime.targets import Target, parse_target
 from secateur.runtime.traffic import profiles_from_traffic, read_traffic
 from secateur.runtime.versions import installed_version
 from secateur.workflow.golden import Golden, site_records
-from secateur.workflow.precision import check_types
 from secateur.workflow.results import Artefact
 
 logger = logging.getLogger(__name__)
