@@ -14,7 +14,15 @@ import onnx_ir as ir
 from secateur.errors import PreconditionError
 from secateur.graph_passes.axes.axis_map import AxisMap, constant
 from secateur.graph_passes.axes.constants import new_constant, replace_ints
-from secateur.graph_passes.axes.expression import Expr, Keep, indices, is_cut, kept_length, size
+from secateur.graph_passes.axes.expression import (
+    Expr,
+    Keep,
+    indices,
+    is_cut,
+    kept_length,
+    resolve,
+    size,
+)
 from secateur.graph_passes.axes.relations import OUT, REWRITES
 from secateur.graph_passes.axes.rules.layout import slice_bounds, split_lengths
 from secateur.graph_passes.axes.sizes import static
@@ -52,31 +60,62 @@ def _entry(old: int, expr: Expr, keep: Keep) -> int:
 
 
 def _respell_computed(node: ir.Node, slot: int, axes: AxisMap, keep: Keep) -> None:
-    """A target computed from shapes: static axes become constants, one cut dynamic axis -1."""
+    """A target computed from shapes: static axes become constants, a cut dynamic one -1 or less.
+
+    A Reshape can leave one size open; any other is the computed entry times the share that stays.
+    """
     old, exprs = node.inputs[slot], axes.at(node, OUT)
     assert old is not None
     aligned = _aligned(exprs, _length(old) or len(exprs))
     cut_dynamic = [
         i for i, e in enumerate(aligned) if is_cut(e, keep) and not isinstance(size(e), int)
     ]
-    if len(cut_dynamic) > 1 or (cut_dynamic and node.op_type != "Reshape"):
-        raise PreconditionError(
-            "a computed shape mixes cut and dynamic sizes in more than one axis",
-            where=node_name(node),
-            next_step="keep the groups of this block whole",
-        )
     spelled = axes.ints(old) or ()
+    left_open = cut_dynamic[:1] if node.op_type == "Reshape" else []
     entries: list[int | ir.Value | None] = []
     for i, expr in enumerate(aligned):
         if isinstance(size(expr), int):
             entries.append(kept_length(expr, keep))
-        elif i in cut_dynamic:
+        elif i in left_open:
             entries.append(-1)
-        elif cut_dynamic and i < len(spelled) and spelled[i] == -1:
+        elif i in cut_dynamic:
+            if i >= len(spelled) or spelled[i] != size(expr):
+                raise _not_spelled(node)
+            entries.append(_scaled(node, i, old, *_share(expr, keep)))
+        elif left_open and i < len(spelled) and spelled[i] == -1:
             entries.append(_length_of_input(node, expr, axes))  # only one size can be left open
         else:
             entries.append(None)
     _concat_entries(node, slot, old, entries)
+
+
+def _not_spelled(node: ir.Node) -> PreconditionError:
+    return PreconditionError(
+        "a computed shape does not tell the size of an axis that is cut and dynamic",
+        where=node_name(node),
+        next_step="keep the groups of this block whole",
+    )
+
+
+def _share(expr: Expr, keep: Keep) -> tuple[int, int]:
+    """Positions of the cut factors of an axis, before and after; all others stay as they are."""
+    cut = [factor for factor in resolve(expr) if is_cut((factor,), keep)]
+    return static(size(tuple(cut))), kept_length(tuple(cut), keep)
+
+
+def _scaled(node: ir.Node, entry: int, old: ir.Value, whole: int, kept: int) -> ir.Value:
+    """(1,) int64: an entry of a computed target over ``whole``, times ``kept``."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    base = f"{node_name(node)}.target.{entry}"
+    value = old
+    for op, number in (("Gather", entry), ("Div", whole), ("Mul", kept)):
+        operand = new_constant(graph, f"{base}.{op.lower()}", np.array([number], np.int64))
+        made = ir.Node("", op, [value, operand], name=f"{base}.{op.lower()}.of")
+        made.outputs[0].name = made.name
+        graph.insert_before(node, made)
+        value = made.outputs[0]
+    return value
 
 
 def _length_of_input(node: ir.Node, expr: Expr, axes: AxisMap) -> ir.Value:

@@ -230,6 +230,39 @@ def test_a_computed_reshape_target_is_respelled_where_it_is_cut() -> None:
     assert [out.shape for out in run(smaller, {"batch": 2, "tokens": 5})] == [(2, 5, 3)]
 
 
+def test_a_computed_target_of_an_expand_counts_the_heads_that_stay() -> None:
+    text = """
+    mask_per_head (float[batch, tokens, 4] x) => (float[batch, tokens, 3] y) {
+        sizes = Shape(x)
+        count = Slice(sizes, zero, one)
+        length = Slice(sizes, one, two)
+        rows = Mul(count, four)
+        split = Concat <axis = 0> (count, length, four, three)
+        a = MatMul(x, w1)
+        b = Reshape(a, split)
+        c = Transpose <perm = [0, 2, 1, 3]> (b)
+        flat = Concat <axis = 0> (rows, length, three)
+        d = Reshape(c, flat)
+        wanted = Concat <axis = 0> (rows, one, three)
+        row = Expand(pattern, wanted)
+        e = Add(d, row)
+        back = Concat <axis = 0> (count, four, length, three)
+        f = Reshape(e, back)
+        g = Transpose <perm = [0, 2, 1, 3]> (f)
+        joined = Concat <axis = 0> (count, length, minus)
+        h = Reshape(g, joined)
+        y = MatMul(h, w2)
+    }
+    """
+    numbers = {"zero": 0, "one": 1, "two": 2, "four": 4, "three": 3, "minus": -1}
+    constants = {name: np.array([value]) for name, value in numbers.items()}
+    constants["pattern"] = np.ones((1, 1, 3), np.float32)
+    model = network(text, {"w1": (4, 12), "w2": (12, 3)}, constants)
+    smaller = cut(model, {("w1", 1, 0): (0, 3)})
+    assert shapes(smaller)["w1"] == (4, 6)
+    assert [out.shape for out in run(smaller, {"batch": 2, "tokens": 5})] == [(2, 5, 3)]
+
+
 def test_the_lengths_of_a_split_follow_its_parts() -> None:
     text = """
     glu (float[batch, 4] x) => (float[batch, 3] y) {
