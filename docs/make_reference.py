@@ -1,16 +1,19 @@
-"""Write the pages of docs/reference that the code itself can tell: recipe keys and commands.
+"""Write the pages of docs/reference that the code itself can tell: recipe, commands, Python.
 
 Run it after a change of either; a test compares the pages with what this makes.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import secateur
 from secateur.cli import COMMANDS
 from secateur.recipe import json_schema
 
@@ -31,10 +34,79 @@ Results go to stdout, progress to stderr; `--json` prints a document for machine
 written by `python docs/make_reference.py`.
 """
 
+_PYTHON = """\
+# Python
+
+`import secateur as sc` loads nothing heavy; each name below is looked up when it is first used. The
+calls are those of the commands, one step at a time: export or open a model, see what can go,
+remove, select, lower, build, compare. Models are `onnx_ir.Model` objects. This page is written by
+`python docs/make_reference.py`.
+"""
+
 
 def pages() -> dict[str, str]:
     """Text of each page by its file name."""
-    return {"recipe.md": recipe_page(), "cli.md": command_page()}
+    return {"recipe.md": recipe_page(), "cli.md": command_page(), "python.md": python_page()}
+
+
+def python_page() -> str:
+    """Signature and docstring of every public name, in the order of a deployment."""
+    names = sorted(secateur.__all__, key=lambda name: (_line(name), name))
+    return "\n".join([_PYTHON, *(_public(name) for name in names)])
+
+
+def _line(name: str) -> int:
+    """Where a function stands in its file; what is no function comes first."""
+    found = getattr(secateur, name)
+    return inspect.getsourcelines(found)[1] if inspect.isfunction(found) else 0
+
+
+def _public(name: str) -> str:
+    found = getattr(secateur, name)
+    text = _spelt(name, inspect.signature(found))
+    doc = inspect.getdoc(found) or ""
+    return f"## {name}\n\n```python\n{text}\n```\n\n{_sections(doc)}\n"
+
+
+def _spelt(name: str, signature: inspect.Signature) -> str:
+    """One argument a line where the whole does not fit in one."""
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    arguments = [_argument(parameter) for parameter in signature.parameters.values()]
+    if inspect.Parameter.KEYWORD_ONLY in kinds:
+        arguments.insert(kinds.index(inspect.Parameter.KEYWORD_ONLY), "*")
+    returned = signature.return_annotation
+    after = ")" if returned in {None, "None"} else f") -> {returned}"
+    line = f"{name}({', '.join(arguments)}{after}"
+    if len(line) <= _WIDTH:
+        return line
+    return "\n".join([f"{name}(", *(f"    {argument}," for argument in arguments), after])
+
+
+def _argument(parameter: inspect.Parameter) -> str:
+    star = "**" if parameter.kind == inspect.Parameter.VAR_KEYWORD else ""
+    text = f"{star}{parameter.name}: {parameter.annotation}"
+    if parameter.default is parameter.empty:
+        return text
+    made = repr(parameter.default) == "<factory>"
+    return text + (" = {}" if made else f" = {parameter.default!r}")
+
+
+_WIDTH = 88
+
+
+def _sections(doc: str) -> str:
+    """The docstring, with a list item for each argument and each error."""
+    lines = []
+    for line in doc.replace("``", "`").splitlines():
+        if line in {"Args:", "Raises:", "Returns:"}:
+            lines += [f"{line}", ""]
+        elif line.startswith("    ") and not line.startswith("     "):
+            lines.append(re.sub(r"^    ([*\w]+):", r"* `\1`:", line))
+        elif line.startswith("     "):
+            lines.append(f"  {line.strip()}")
+        else:
+            lines.append(line)
+    return "\n".join(lines)
 
 
 def command_page() -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from secateur.graph_passes.groups import Analysis
     from secateur.graph_passes.plan import Plan
+    from secateur.recipe import PrecisionType
     from secateur.runtime.backend import Arrays
     from secateur.runtime.bench import BenchRow
     from secateur.runtime.bundle import Bundle
@@ -186,6 +187,35 @@ def select(model: ir.Model, selections: Sequence[Select] = ()) -> ir.Model:
     return select_tokens(model, selections)
 
 
+def lower(
+    model: ir.Model,
+    precision: PrecisionType = "fp16",
+    *,
+    keep: Sequence[str] = (),
+    data: Iterable[Arrays] = (),
+) -> ir.Model:
+    """Let a model compute in half precision, as casts and weights in its graph; the input stays.
+
+    Inputs and outputs stay float32; so do softmax, norms, token selection, and what would
+    overflow. Remove and select first. A model that selects in its own forward gets its selection
+    here.
+
+    Args:
+        model: computes in float32.
+        precision: ``fp16`` or ``bf16``; ``fp32`` returns the model as it is.
+        keep: modules or nodes that stay in float32, by name or pattern (``encoder.layer.3*``).
+        data: batches whose largest values say what would overflow; without any, made up from
+            the inputs' types.
+
+    Raises:
+        BadInputError: another precision, a model that has been lowered already, a pattern that
+            fits nothing, or nothing that can be lowered.
+    """
+    from secateur.workflow.precision import lower_model
+
+    return lower_model(model, precision, keep, tuple(data))
+
+
 def build(
     model: ir.Model,
     targets: Sequence[str],
@@ -286,6 +316,7 @@ __all__ = [
     "deploy",
     "from_onnx",
     "from_torch",
+    "lower",
     "parity",
     "plan",
     "prove",

@@ -17,7 +17,7 @@ def made(root: Path) -> dict[str, str]:
     return module.pages()
 
 
-@pytest.mark.parametrize("name", ["recipe.md", "cli.md"])
+@pytest.mark.parametrize("name", ["recipe.md", "cli.md", "python.md"])
 def test_the_page_is_up_to_date(root, made, name):
     written = (root / "docs/reference" / name).read_text(encoding="utf-8")
     assert written == made[name], "run: python docs/make_reference.py"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,6 +75,28 @@ def lower(model: ir.Model, lowering: Lowering, batches: Sequence[Arrays]) -> ir.
     ranges = largest_magnitudes(model, [{**batch, **budgets} for batch in batches])
     dtype = ir.DataType[lowering.dtype.upper()]
     return lower_precision(model, Precision(dtype, lowering.keep, ranges))
+
+
+def lower_model(
+    model: ir.Model, precision: str, keep: Sequence[str], batches: Sequence[Arrays]
+) -> ir.Model:
+    """``lower`` for a model in any state: its own selection is made first.
+
+    Without batches, ranges are those of made-up inputs.
+
+    Raises:
+        BadInputError: also for a precision that is none of ``recipe.DTYPES``.
+    """
+    dtypes: Mapping[str, str] = {str(name): dtype for name, dtype in DTYPES.items()}
+    if precision not in dtypes:
+        raise BadInputError(
+            "there is no such precision", got=repr(precision), wanted="one of " + ", ".join(dtypes)
+        )
+    lowering = Lowering(dtypes[precision], tuple(keep))
+    if not lowering.is_half:
+        return model
+    graph = select_tokens(model, ()) if has_markers(model) else model
+    return lower(graph, lowering, batches or made_up_batches(graph))
 
 
 def dtype_of(model: Path) -> str:
@@ -211,6 +233,7 @@ __all__ = [
     "explained",
     "in_words",
     "lower",
+    "lower_model",
     "lowered_file",
     "rounded",
     "runnable",
