@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import onnx_ir as ir
 
@@ -49,15 +50,20 @@ def node_name(node: ir.Node) -> str:
     return f"{node.op_type}:{node.outputs[0].name}" if node.outputs else node.op_type
 
 
+def parameter_records(model: ir.Model) -> dict[str, dict[str, Any]]:
+    """Return what export recorded of each initialiser: name or names, transpose, ..."""
+    records: dict[str, dict[str, Any]] = json.loads(model.metadata_props.get(_PARAMETERS_KEY, "{}"))
+    return records
+
+
 def parameter_names(model: ir.Model) -> dict[str, str]:
     """Map initialiser names to the torch parameter names that export recorded."""
-    recorded = json.loads(model.metadata_props.get(_PARAMETERS_KEY, "{}"))
-    return {name: entry["name"] for name, entry in recorded.items()}
+    return {name: entry["name"] for name, entry in parameter_records(model).items()}
 
 
 def name_copies(model: ir.Model, copies: Mapping[str, str]) -> None:
     """Give copies of initialisers (new name to old name) the parameter name of the original."""
-    recorded = json.loads(model.metadata_props.get(_PARAMETERS_KEY, "{}"))
+    recorded = parameter_records(model)
     named = {new: recorded[old] for new, old in copies.items() if old in recorded}
     if named:
         model.metadata_props[_PARAMETERS_KEY] = json.dumps(recorded | named)
@@ -86,4 +92,5 @@ __all__ = [
     "node_name",
     "parameter_name",
     "parameter_names",
+    "parameter_records",
 ]

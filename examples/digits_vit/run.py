@@ -119,7 +119,7 @@ def compare_with_own_logic(net: DigitsViT, tokens: Variant, digits: Digits) -> N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="a small ViT on digits, trained and pruned")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=20, help="timed runs of each model; 0: none")
     options = parser.parse_args()
     digits, started = load_digits(), time.perf_counter()

@@ -53,6 +53,7 @@ def samples(folder: Path) -> Path:
 
 def deploy(folder: Path, text: str = RECIPE) -> Deployment:
     """Write a recipe and its data into a folder, and deploy it."""
+    folder.mkdir(exist_ok=True)
     samples(folder)
     recipe = folder / "recipe.yaml"
     recipe.write_text(text, encoding="utf-8")

@@ -164,6 +164,19 @@ def test_a_plan_makes_the_same_model_again(from_onnx, encoder_onnx, tmp_path):
     assert (again.bundle / "model.onnx").read_bytes() == model
 
 
+@pytest.mark.sweep
+def test_weights_that_make_up_for_what_went_bring_the_model_nearer(encoder_onnx, tmp_path, capsys):
+    text = SHORT.replace('"tests.surface.small:encoder"', str(encoder_onnx))
+    text = text.replace("task: none", "task: embedding")
+    plain = deploy(tmp_path / "plain", text)
+    fitted = deploy(tmp_path / "fitted", text + "compensate: least_squares\n")
+    assert plain.exit_code == fitted.exit_code == 0
+    cosine = [_json(made, "parity.json")["dense"][0]["value"] for made in (plain, fitted)]
+    assert cosine[1] > cosine[0]
+    capsys.readouterr()
+    assert cli.run(["parity", str(fitted.bundle)]) == 0
+
+
 def test_a_model_that_is_not_the_reference_is_not_shipped(
     from_onnx, encoder_onnx, tmp_path, monkeypatch, capsys
 ):

@@ -27,6 +27,7 @@ from secateur.workflow.bisecting import PLAN_NAME
 from secateur.workflow.counting import size_of
 from secateur.workflow.data import Samples, example_samples, load_samples, read_npz
 from secateur.workflow.environment import environment
+from secateur.workflow.fitted_reference import fitted_module
 from secateur.workflow.golden import Golden
 from secateur.workflow.parity import Options
 from secateur.workflow.precision import Lowering, explained, in_words, lower, runnable, suspects
@@ -68,6 +69,8 @@ class Work:
     """A model, what was made of it, and the inputs that it is judged on."""
 
     source: Source
+    reference: Source
+    """What the shipped model has to equal: the source, with fitted weights where there are any."""
     samples: Samples
     analysis: Analysis
     pruned: Pruned | None
@@ -75,13 +78,6 @@ class Work:
     """The dense model with the selections alone: a variant of the bench."""
     shipped: ir.Model
     """The smaller model with the selections."""
-
-    @property
-    def reference(self) -> Source:
-        """What the shipped model has to equal: with fitted weights, the graph that has them."""
-        if self.pruned is None or self.pruned.fitted is None:
-            return self.source
-        return replace(self.source, graph=self.pruned.fitted, net=None)
 
     @property
     def smaller(self) -> ir.Model:
@@ -159,14 +155,26 @@ def _make(recipe: Recipe, progress: Progress) -> Work:
             pruned = prune_and_fit(whole, recipe.remove, fitting, plan=plan, batches=batches)
         worst = max(proof.relative_error for proof in pruned.proofs)
         progress.note(f"smaller graph == masked dense graph, relative error {worst:.1e}")
+    reference = _reference(source, pruned, progress)
     smaller = pruned.model if pruned else whole
     selections = [Select(**selection.model_dump()) for selection in recipe.select]
     if not selections and source.marked is None:
-        return Work(source, samples, analysis, pruned, source.graph, smaller)
+        return Work(source, reference, samples, analysis, pruned, source.graph, smaller)
     with progress.step("insert the token selections"):
         shipped = select_tokens(smaller, selections)
         tokens_only = select_tokens(whole, selections)
-    return Work(source, samples, analysis, pruned, tokens_only, shipped)
+    return Work(source, reference, samples, analysis, pruned, tokens_only, shipped)
+
+
+def _reference(source: Source, pruned: Pruned | None, progress: Progress) -> Source:
+    if pruned is None or pruned.fitted is None:
+        return source
+    net = None
+    if source.net is not None:
+        net = fitted_module(source.net, source.marked or source.graph, pruned.fitted)
+    if source.net is not None and net is None:
+        progress.note("the module has no place for every fitted weight: its graph is the reference")
+    return replace(source, graph=pruned.fitted, net=net)
 
 
 def _samples(recipe: Recipe, source: Source) -> Samples:
