@@ -8,14 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-_CORE = {f"secateur.{name}" for name in ("registry", "errors", "import_guard", "units", "weights")}
+_CORE = {f"secateur.{name}" for name in ("registry", "errors", "units", "weights")}
 _LIBRARIES = {"models", "export", "graph_passes", "runtime", "calibration"}
 
 # layer -> the layers below it that it may import; the core is open to everybody.
 _BELOW: dict[str, set[str]] = {
     "registry": set(),
     "errors": set(),
-    "import_guard": set(),
     "units": set(),
     "weights": set(),
     "models": set(),

@@ -40,8 +40,9 @@ def test_every_folder_with_code_is_a_package(sources):
 
 
 @pytest.mark.parametrize("folder", _BARE_FOLDERS)
-def test_a_folder_cannot_be_imported_under_its_bare_name(root, folder):
-    done = _run(sys.executable, "-c", f"import {folder}", cwd=root)
+@pytest.mark.parametrize("options", [(), ("-S",)], ids=["installed", "not installed"])
+def test_a_folder_cannot_be_imported_under_its_bare_name(root, folder, options):
+    done = _run(sys.executable, *options, "-c", f"import {folder}", cwd=root)
     assert done.returncode == 1
     assert f"import 'secateur.{folder}', not '{folder}'" in done.stderr
 
