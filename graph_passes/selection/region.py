@@ -218,6 +218,14 @@ def _axes_of_cut(axes: AxisMap, cut: Cut) -> tuple[Expr, Expr]:
             where=f"value {cut.value.name!r}",
             next_step="export with a longer example input",
         )
+    if not leaves(exprs[1]):  # nothing says which other axes are these tokens
+        raise PreconditionError(
+            f"tokens cannot be selected at {cut.site}: each of them is an axis of its own before "
+            "they are joined",
+            where=f"value {cut.value.name!r}",
+            got=show(exprs[1]),
+            next_step="export with a longer example input",
+        )
     return exprs[0], exprs[1]
 
 

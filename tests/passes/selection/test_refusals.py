@@ -11,7 +11,9 @@ from tests.passes.selection.models import Variant, build
 from tests.passes.selection.support import insert, selections, selector, site
 
 from secateur.errors import BadInputError, PreconditionError, SecateurError
+from secateur.graph_passes.axes import analyse_axes
 from secateur.graph_passes.selection.budget import Budget
+from secateur.graph_passes.selection.region import Cut, map_regions
 from secateur.graph_passes.token_selection import Selection, insert_selections
 
 REFUSED = {
@@ -40,6 +42,22 @@ def test_refused_model_is_left_as_it_was() -> None:
     with pytest.raises(PreconditionError):
         insert_selections(model, selections((0,)))
     assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_tokens_that_are_joined_one_by_one_are_refused() -> None:
+    model = ir.from_onnx_text("""
+    <ir_version: 10, opset_import: ["" : 20]>
+    joined (float[batch, 1, 8] a, float[batch, 1, 8] b, float[batch, 2, 8] place)
+        => (float[batch, 2, 8] y)
+    {
+        hidden = Concat<axis = 1>(a, b)
+        y = Add(hidden, place)
+    }
+    """)
+    hidden = model.graph[0].outputs[0]
+    cut = Cut("layer.0", hidden, ((model.graph[1], 0),))
+    with pytest.raises(PreconditionError, match="an axis of its own"):
+        map_regions(model, analyse_axes(model), (cut,))
 
 
 def test_what_stands_before_the_cut_is_not_refused() -> None:
