@@ -153,25 +153,28 @@ def _merges(layer: nn.Module) -> bool:
 
 
 def _key(tower: Tower, half: str, given: Values, **more: object) -> tuple[object, ...]:
-    return (tower.prefix, tower.how, half, *sorted(given), *more.items())
+    # what prunes is decided in the first half; all rules share the others
+    how = tower.how if half == "front" else replace(tower.how, rule="madtp")
+    return (tower.prefix, how, half, *sorted(given), *more.items())
 
 
 def _slots(to: Assembly, tower: Tower, site: str, planned: Values, knob: ir.Value) -> ir.Value:
     """(K,) int64, 0 to K - 1: the length of what stays, known only while it runs.
 
-    A TopK of positions makes them: TensorRT has no Range that ends where data says.
+    A TopK of positions makes them: TensorRT has no Range that ends where data says. It has to see
+    a bound of what data says (the minimum), or it asks for memory for the largest number there is.
     """
     one, zero = to.integers("one", 1), to.integers("zero", 0)
     length = to.op("Shape", f"{site}.cut/before", planned["ranking"], start=1, end=2)
     if tower.how.form == "schedule":
-        two = to.integers("two", 2)
-        most = to.op("Min", f"{site}.cut/most", to.op("Add", f"{site}.cut/k", knob, two), length)
+        longest = to.op("Add", f"{site}.cut/k", knob, to.integers("two", 2))
     else:
         prunes = to.op("Less", f"{site}.cut/prunes", planned["kept"], planned["available"])
         extra = to.op("Cast", f"{site}.cut/extra", prunes, to=ir.DataType.INT64.value)
         rest = to.op("Add", f"{site}.cut/rest", planned["kept"], extra)
         own = to.op("Add", f"{site}.cut/own", rest, one)
-        most = to.op("ReduceMax", f"{site}.cut/most", own, zero, keepdims=1)
+        longest = to.op("ReduceMax", f"{site}.cut/longest", own, zero, keepdims=1)
+    most = to.op("Min", f"{site}.cut/most", longest, length)
     to.cuts.append(
         {
             "site": site,

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from secateur.export.madtp_assembly import Assembly, Place, Traces, Values
 from secateur.export.madtp_graph import Tower, Traceable, add_stack, check_form
-from secateur.export.madtp_parts import Form, How, PairedPixels, Words
+from secateur.export.madtp_parts import Form, How, PairedPixels, Pixels, Words
 from secateur.models.madtp import blocks
+from secateur.models.madtp.concepts import Concepts
 from secateur.models.madtp.rules import Rule
 from secateur.models.madtp.tasks import BlipNlvr
 
@@ -46,7 +47,8 @@ def nlvr_graph(
     check_form(form)
     size = cast("Any", net.vision).config.image_size
     pixels = _input("pixel_values", ir.DataType.FLOAT, ["batch", 2, 3, size, size])
-    to = Assembly([pixels, *_text_inputs(), *_knob_inputs(net, form)], traces=traces)
+    knobs_of = {IMAGES: net.vision, TEXT: net.text}
+    to = Assembly([pixels, *_text_inputs(), *_knob_inputs(knobs_of, form)], traces=traces)
     state = named_tensors(net)
     images = _paired_images(to, net, (form, rule), state)
     words = to.add(
@@ -67,6 +69,40 @@ def nlvr_graph(
     return to.finished(to.add(head, {"hidden": told["hidden"]}, place, state))
 
 
+def vision_graph(
+    vision: nn.Module,
+    concepts: Concepts,
+    form: Form = "decoupled",
+    *,
+    traces: Traces | None = None,
+) -> ir.Model:
+    """A ``BlipVisionModel`` by itself as one graph, with a dynamic batch.
+
+    Inputs: ``pixel_values`` (B, 3, H, W), and ``temperature`` () or ``image_counts`` (layers,)
+    int64. Outputs: ``hidden`` (B, K, D) and, decoupled, ``mask`` (B, K) of the slots that hold
+    tokens.
+
+    Args:
+        vision: the model.
+        concepts: of its width.
+        form: whose counts.
+        traces: shared by the exports of models that have the same sizes.
+
+    Raises:
+        BadInputError: an unknown form.
+    """
+    check_form(form)
+    config = cast("Any", vision).config
+    pixels = _input("pixel_values", ir.DataType.FLOAT, ["batch", 3, *[config.image_size] * 2])
+    knob = _knob_inputs({IMAGES: vision}, form)
+    to = Assembly([pixels, *knob], traces=traces)
+    tensors = named_tensors(vision).items()
+    state = {f"vision.{n}": t for n, t in tensors} | {"concepts.weight": concepts.weight}
+    seen = _embedded(to, vision, ("pixel", Pixels), state, form=form)
+    done = _seen(to, vision, (concepts.weight, How(blocks.BLIP_VISION, form)), (seen, state))
+    return to.finished(done)
+
+
 def named_tensors(net: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, also those that no checkpoint holds."""
     everything = [*net.named_parameters(), *net.named_buffers()]
@@ -77,30 +113,56 @@ def _paired_images(
     to: Assembly, net: BlipNlvr, how: tuple[Form, Rule], state: dict[str, Tensor]
 ) -> Values:
     form, rule = how
-    seen = to.add(
-        to.traced("pixels", lambda: _pairs(net.vision)),
-        {"pixel_values": to.inputs["pixel_values"]},
-        Place("vision.embeddings", lambda name: f"vision.{name}"),
-        state,
-    )
-    if form != "decoupled":
-        del seen["mask"]
-    tower = Tower(
-        cast("Any", net.vision).encoder.layers,
-        "vision.encoder.layers",
-        net.concepts.weight,
-        How(blocks.BLIP_VISION, form, rule),
-        batch="2*batch",
-    )
-    done = add_stack(to, tower, seen, knobs(to, form, IMAGES), state)
-    norm = to.traced("norm", lambda: _norm(cast("Any", net.vision).post_layernorm))
-    place = Place("vision.post_layernorm", lambda n: f"vision.{n}", {"batch": "2*batch"})
-    normed = to.add(norm, {"hidden": done["hidden"]}, place, state)["hidden_out"]
-    values = dict(zip(("image0", "image1"), _halves(to, "images", normed), strict=True))
+    seen = _embedded(to, net.vision, ("pixels", PairedPixels), state, form=form)
+    how_seen = (net.concepts.weight, How(blocks.BLIP_VISION, form, rule))
+    done = _seen(to, net.vision, how_seen, (seen, state), batch="2*batch")
+    names = ("image0", "image1")
+    values = dict(zip(names, _halves(to, "images", done["hidden"]), strict=True))
     if "mask" in done:
         names = ("image_mask0", "image_mask1")
         values |= dict(zip(names, _halves(to, "image_masks", done["mask"]), strict=True))
     return values
+
+
+def _embedded(
+    to: Assembly,
+    vision: nn.Module,
+    part: tuple[str, type[Pixels | PairedPixels]],
+    state: dict[str, Tensor],
+    *,
+    form: Form,
+) -> Values:
+    """Patches, and a mask of them where samples may differ in how many they keep."""
+    name, kind = part
+    made = to.add(
+        to.traced(name, lambda: _pixels(vision, kind)),
+        {"pixel_values": to.inputs["pixel_values"]},
+        Place("vision.embeddings", lambda parameter: f"vision.{parameter}"),
+        state,
+    )
+    if form != "decoupled":
+        del made["mask"]
+    return made
+
+
+def _seen(
+    to: Assembly,
+    vision: nn.Module,
+    how: tuple[Tensor, How],
+    start: tuple[Values, dict[str, Tensor]],
+    batch: str = "batch",
+) -> Values:
+    """The layers of a vision tower and the norm behind them."""
+    concepts, chosen = how
+    seen, state = start
+    layers, prefix = cast("Any", vision).encoder.layers, "vision.encoder.layers"
+    tower = Tower(layers, prefix, concepts, chosen, batch=batch)
+    done = add_stack(to, tower, seen, knobs(to, chosen.form, IMAGES), state)
+    norm = to.traced("norm", lambda: _norm(cast("Any", vision).post_layernorm))
+    dims = {"batch": batch, "tokens": "image_tokens"}
+    place = Place("vision.post_layernorm", lambda n: f"vision.{n}", dims)
+    normed = to.add(norm, {"hidden": done["hidden"]}, place, state)["hidden_out"]
+    return {"hidden": normed} | ({"mask": done["mask"]} if "mask" in done else {})
 
 
 def knobs(to: Assembly, form: Form, branch: str) -> Callable[[int], ir.Value]:
@@ -137,16 +199,13 @@ def _text_inputs() -> list[ir.Value]:
     return [_input(name, ir.DataType.INT64, ["batch", "tokens"]) for name in names]
 
 
-def _knob_inputs(net: BlipNlvr, form: Form) -> list[ir.Value]:
+def _knob_inputs(towers: dict[str, nn.Module], form: Form) -> list[ir.Value]:
     if form == "dense":
         return []
     if form != "schedule":
         return [_input("temperature", ir.DataType.FLOAT, [])]
-    towers = cast("Any", ((IMAGES, net.vision), (TEXT, net.text)))
-    return [
-        _input(f"{name}_counts", ir.DataType.INT64, [tower.config.num_hidden_layers])
-        for name, tower in towers
-    ]
+    depths = {name: cast("Any", tower).config.num_hidden_layers for name, tower in towers.items()}
+    return [_input(f"{n}_counts", ir.DataType.INT64, [depth]) for n, depth in depths.items()]
 
 
 class _Norm(nn.Module):
@@ -167,10 +226,10 @@ class _Head(nn.Module):
         return {"logits": self.cls_head(hidden[:, 0])}
 
 
-def _pairs(vision: nn.Module) -> Traceable:
-    config = cast("Any", vision).config
-    size = config.image_size
-    return PairedPixels(vision), {"pixel_values": torch.randn(3, 2, 3, size, size)}, _ONE
+def _pixels(vision: nn.Module, kind: type[Pixels | PairedPixels]) -> Traceable:
+    size = cast("Any", vision).config.image_size
+    shape = (3, 2, 3, size, size) if kind is PairedPixels else (3, 3, size, size)
+    return kind(vision), {"pixel_values": torch.randn(shape)}, {"pixel_values": _BATCH}
 
 
 def _words(text: nn.Module) -> Traceable:
@@ -187,6 +246,4 @@ def _head(head: nn.Module, width: int) -> Traceable:
     return _Head(head), {"hidden": torch.randn(3, 4, width)}, {"hidden": _TOKENS}
 
 
-_ONE = {"pixel_values": _BATCH}
-
-__all__ = ["knobs", "nlvr_graph"]
+__all__ = ["nlvr_graph", "vision_graph"]

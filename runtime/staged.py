@@ -63,23 +63,31 @@ class Staged:
                 wanted="one stage more than boundaries",
             )
 
-    def run(self, queue: Mapping[str, Array], batch: int, *, shared: Sequence[str] = ()) -> Arrays:
+    def run(
+        self,
+        queue: Mapping[str, Array],
+        batch: int,
+        *,
+        shared: Sequence[str] = (),
+        tokens: int = 0,
+    ) -> Arrays:
         """Run all samples of a queue; results are in its order.
 
         Args:
             queue: inputs of the first stage, samples along the first axis.
             batch: largest number of samples that run together.
             shared: inputs that are the same for all samples, such as a temperature.
+            tokens: behind the first stage more samples than ``batch`` run together as long as
+                they keep no more tokens than this, e.g. those of a whole batch before pruning.
 
         Raises:
             BadInputError: a batch below 1, or inputs with different numbers of samples.
         """
         count = _samples(queue, batch, shared)
-        order = np.arange(count)
+        groups = [np.arange(count)[at : at + batch] for at in range(0, count, batch)]
         values = dict(queue)
         inputs = tuple(Crossing(name, int(name not in shared)) for name in queue)
         for i, stage in enumerate(self.stages):
-            groups = [order[at : at + batch] for at in range(0, count, batch)]
             lengths = self._lengths(values, i)
             taken = [_taken(values, inputs, group, lengths) for group in groups]
             made = [given | dict(stage(given)) for given in taken]
@@ -87,7 +95,7 @@ class Staged:
                 return _in_order(made, groups, [name for name in made[0] if name not in taken[0]])
             inputs = self.boundaries[i].crossing
             values = _gathered(made, inputs, groups)
-            order = np.argsort(_longest(values, self.boundaries[i]), kind="stable")
+            groups = _groups(_longest(values, self.boundaries[i]), batch, tokens)
         raise AssertionError  # the last stage returns
 
     def _lengths(self, values: Arrays, stage: int) -> tuple[str, Array] | None:
@@ -107,6 +115,19 @@ def _samples(queue: Mapping[str, Array], batch: int, shared: Sequence[str]) -> i
             wanted="a batch of 1 or more, and the same number of samples in every input",
         )
     return next(iter(sizes.values()))
+
+
+def _groups(longest: Array, batch: int, tokens: int) -> list[Array]:
+    """Samples of similar length together: ``batch`` of them, more where few tokens are left."""
+    order = np.argsort(longest, kind="stable")
+    groups, start = [], 0
+    while start < len(order):
+        # the last sample of a group is its longest
+        room = np.arange(1, len(order) - start + 1) * (1 + longest[order[start:]]) <= tokens
+        size = max(batch, int(room.sum()))
+        groups.append(order[start : start + size])
+        start += size
+    return groups
 
 
 def _longest(values: Arrays, boundary: Boundary) -> Array:

@@ -12,11 +12,12 @@ import torch
 from tests.madtp import small
 
 from secateur.errors import BadInputError
-from secateur.export.madtp_models import nlvr_graph
+from secateur.export.madtp_models import nlvr_graph, vision_graph
 from secateur.graph_passes.names import parameter_names
 from secateur.models.madtp.encoder import Pruning
 from secateur.models.madtp.tasks import Compression
-from secateur.runtime.staged import Staged
+from secateur.models.madtp.towers import blip_image
+from secateur.runtime.staged import Boundary, Crossing, Staged
 from secateur.workflow.madtp_stages import split
 
 
@@ -95,6 +96,33 @@ def test_the_faithful_form_is_the_published_coupling():
 
 
 @pytest.mark.sweep
+def test_the_dense_form_is_the_dense_model():
+    net, model, session = _exported("dense")
+    inputs = small.nlvr_inputs()
+    assert "temperature" not in {value.name for value in model.graph.inputs}
+    feeds = {name: value.numpy() for name, value in inputs.items()}
+    _close(session.run(None, feeds)[0], _want(net, inputs, Compression()))
+
+
+@torch.no_grad()
+@pytest.mark.sweep
+@pytest.mark.parametrize("form", ["schedule", "decoupled"])
+def test_a_vision_tower_is_a_graph_by_itself(form):
+    net, pixels = small.nlvr(), small.inputs()["pixel_values"]
+    model = vision_graph(net.vision, net.concepts, form)
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
+    counts = torch.tensor([8, 4])
+    knob, pruning = {
+        "schedule": ({"image_counts": counts.numpy()}, Pruning(counts=counts)),
+        "decoupled": ({"temperature": np.array(3.0, np.float32)}, Pruning(temperature=3.0)),
+    }[form]
+    made = session.run(["hidden"], {"pixel_values": pixels.numpy()} | knob)[0]
+    want = blip_image(net.vision, net.concepts.weight, pixels, pruning).hidden.numpy()
+    assert made.shape[1] < 17
+    _close(made, want)
+
+
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("images", "text"), [([8, 4], [5, 3]), ([16, 2], [12, 1]), ([1, 1], [4, 4])]
 )
@@ -127,8 +155,8 @@ def _staged(model, sites):
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("batch", [1, 2, 5])
-def test_samples_that_are_regrouped_between_stages_come_out_as_alone(batch):
+@pytest.mark.parametrize(("batch", "tokens"), [(1, 0), (2, 0), (5, 0), (2, 40)])
+def test_samples_that_are_regrouped_between_stages_come_out_as_alone(batch, tokens):
     _, model, session = _exported("decoupled")
     inputs = small.nlvr_inputs()
     queue = {
@@ -141,7 +169,7 @@ def test_samples_that_are_regrouped_between_stages_come_out_as_alone(batch):
         for b in range(6)
     ]
     sites = ["vision.encoder.layers.0", "vision.encoder.layers.1", "text.encoder.layer.0"]
-    made = _staged(model, sites).run(feeds, batch, shared=("temperature",))
+    made = _staged(model, sites).run(feeds, batch, shared=("temperature",), tokens=tokens)
     assert list(made) == ["logits"]
     _close(made["logits"], np.concatenate(alone))
 
@@ -150,6 +178,28 @@ def test_samples_that_are_regrouped_between_stages_come_out_as_alone(batch):
 def test_a_boundary_that_is_no_cut_is_refused():
     with pytest.raises(BadInputError, match="no such cut"):
         split(_exported("decoupled")[1], ["vision.encoder.layers.7"])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths"), [(0, [[2, 2], [3, 5], [9]]), (12, [[2, 2, 3], [5, 9]])]
+)
+def test_groups_of_similar_samples_grow_as_long_as_their_tokens_have_room(tokens, lengths):
+    """The tokens of a group are those of its longest, position 0 included, times its size."""
+    seen, kept = [], np.array([[9], [2], [5], [2], [3]])
+    crossing = (Crossing("kept", 1), Crossing("available", 1))
+
+    def second(given):
+        seen.append(given["kept"].tolist())
+        return {"out": given["kept"]}
+
+    first = {"kept": kept[:, 0], "available": kept[:, 0]}
+    staged = Staged(
+        [lambda given: {n: a[given["row"]] for n, a in first.items()}, second],
+        [Boundary("kept", "available", "tokens", crossing)],
+    )
+    made = staged.run({"row": np.arange(5)}, 2, tokens=tokens)
+    assert made["out"].tolist() == kept[:, 0].tolist()
+    assert seen == lengths
 
 
 def test_batches_below_one_are_refused():
