@@ -70,7 +70,9 @@ class Data(_Strict):
     """The user's inputs: for importance, parity, goldens and the samples of the report."""
 
     texts: Path | None = None
-    """One text a line, tokenised with the model's own tokenizer."""
+    """One text a line, tokenised with the model's own tokenizer: a file, or a folder of .txt."""
+    images: Path | None = None
+    """A folder of pictures, scaled as the model's own folder says."""
     npz: Path | None = None
     """Arrays by input name; the first axis counts the samples."""
     loader: str | None = None
@@ -82,11 +84,11 @@ class Data(_Strict):
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
-        given = [name for name in ("texts", "npz", "loader") if getattr(self, name) is not None]
+        sources = ("texts", "images", "npz", "loader")
+        given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"needs exactly one of texts, npz, loader; got {', '.join(given) or 'none'}"
-            )
+            wanted, got = ", ".join(sources), ", ".join(given) or "none"
+            raise ValueError(f"needs exactly one of {wanted}; got {got}")
         return self
 
 

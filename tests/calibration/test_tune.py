@@ -70,7 +70,7 @@ def test_a_schedule_judged_without_building_it_is_the_one_that_is_built(
 
     recipe = load_recipe(folder / "recipe.yaml")
     source = load_model(recipe.model.source)
-    samples = load_samples(recipe.data, inputs=source.inputs, tokenizer=None)
+    samples = load_samples(recipe.data, source)
     known, _ = split_samples(samples, source, source.outputs[0], OPTIONS)
     point = max(found.points, key=lambda p: p.loss)
     sites = tuple(f"layers.{i}" for i in range(len(point.genes) - 1))

@@ -120,7 +120,9 @@ def test_a_missing_model_file_is_named_with_its_line(tmp_path):
     assert "line 2" in found.where
 
 
-@pytest.mark.parametrize("key", ["texts: none.txt", "npz: none.npz", "loader: 'none.py:load'"])
+@pytest.mark.parametrize(
+    "key", ["texts: none.txt", "images: none", "npz: none.npz", "loader: 'none.py:load'"]
+)
 def test_a_missing_data_file_is_named(tmp_path, key):
     found = _refusal(tmp_path, GOOD + f"data:\n  {key}\n")
     assert found.what.startswith("no such ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import json
@@ -9,14 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from secateur.errors import BadInputError
-from secateur.models.families import Tokenizer
 from secateur.recipe import Data
 from secateur.runtime.backend import Array, Arrays
+from secateur.workflow.image_files import read_images
+
+if TYPE_CHECKING:
+    from secateur.models.families import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,16 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.arrays)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of names, types, shapes and numbers of all samples, in their order."""
+        digest = hashlib.sha256()
+        for arrays in self.arrays:
+            for name, array in sorted(arrays.items()):
+                digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+                digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
 
     @property
     def longest(self) -> int:
@@ -68,32 +82,55 @@ class Samples:
         return np.concatenate(padded)
 
 
-def load_samples(data: Data, *, inputs: Sequence[str], tokenizer: Tokenizer | None) -> Samples:
+class Taker(Protocol):
+    """A model, as far as its inputs go; ``workflow.sources.Source`` is one.
+
+    ``tokenizer`` is called with texts, ``prepare`` with a list of pictures; None where the
+    model's family does not know how.
+    """
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs; others are dropped from a tokenizer's output."""
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's own."""
+
+    @property
+    def prepare(self) -> Callable[[list[object]], dict[str, Array]] | None:
+        """The model's own."""
+
+
+def load_samples(data: Data, model: Taker) -> Samples:
     """Read what the recipe's ``data`` names.
 
     Args:
-        data: one of texts, npz, loader.
-        inputs: names that the model takes; others are dropped from a tokenizer's output.
-        tokenizer: the model's own, called with a text; None when it has none.
+        data: one of texts, images, npz, loader.
+        model: says how texts and pictures become its inputs.
 
     Raises:
-        BadInputError: no samples, a name that is missing, or texts without a tokenizer.
+        BadInputError: no samples, a name that is missing, texts without a tokenizer, or
+            pictures for a model that does not say how it takes them.
+        MissingDependencyError: pictures without Pillow.
     """
     if data.texts is not None:
-        samples = _from_texts(data, inputs, tokenizer)
+        samples = _from_texts(data, model)
+    elif data.images is not None:
+        samples = _from_images(data, model)
     elif data.npz is not None:
         samples = _from_npz(data.npz, data.limit)
     else:
         samples = _from_loader(data.loader or "", data.limit)
-    where = str(data.texts or data.npz or data.loader)
+    where = str(data.texts or data.images or data.npz or data.loader)
     if not len(samples):
         raise BadInputError("the data holds no samples", where=where)
-    if missing := [name for name in inputs if name not in samples.arrays[0]]:
+    if missing := [name for name in model.inputs if name not in samples.arrays[0]]:
         raise BadInputError(
             f"the data has no array for input {missing[0]!r}",
             where=where,
             got=", ".join(samples.arrays[0]),
-            wanted=", ".join(inputs),
+            wanted=", ".join(model.inputs),
         )
     return samples
 
@@ -105,7 +142,8 @@ def example_samples(inputs: Arrays) -> Samples:
     return Samples(split, tuple(f"example {i}" for i in range(count)))
 
 
-def _from_texts(data: Data, inputs: Sequence[str], tokenizer: Tokenizer | None) -> Samples:
+def _from_texts(data: Data, model: Taker) -> Samples:
+    inputs, tokenizer = model.inputs, model.tokenizer
     if tokenizer is None:
         raise BadInputError(
             "texts need the model's tokenizer, and this model has none",
@@ -124,9 +162,29 @@ def _from_texts(data: Data, inputs: Sequence[str], tokenizer: Tokenizer | None) 
     return Samples(arrays, tuple(lines), pieces, padding)
 
 
+def _from_images(data: Data, model: Taker) -> Samples:
+    prepare = model.prepare
+    if prepare is None or model.tokenizer is not None:
+        raise BadInputError(
+            "the model does not say how it takes pictures",
+            where=str(data.images),
+            next_step="give arrays instead: data: {npz: ...} or data: {loader: file.py:function}",
+        )
+    labels, arrays = [], []
+    for label, picture in read_images(Path(data.images or ""), data.limit):
+        labels.append(label)
+        arrays.append(dict(prepare([picture])))
+    return Samples(tuple(arrays), tuple(labels))
+
+
 def read_texts(path: Path) -> list[str]:
-    """The lines of a text file; empty ones and headings (#) are left out."""
-    lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+    """The lines of a text file, or of all .txt files of a folder in the order of their names.
+
+    Empty lines and headings (#) are left out.
+    """
+    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    texts = (file.read_text(encoding="utf-8") for file in files)
+    lines = (line.strip() for text in texts for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 

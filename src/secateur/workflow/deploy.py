@@ -180,7 +180,7 @@ def _reference(source: Source, pruned: Pruned | None, progress: Progress) -> Sou
 def _samples(recipe: Recipe, source: Source) -> Samples:
     """The user's inputs; without any the model's own example, or one made up."""
     if recipe.data is not None:
-        return load_samples(recipe.data, inputs=source.inputs, tokenizer=source.tokenizer)
+        return load_samples(recipe.data, source)
     return example_samples(source.examples or made_up_batches(source.graph)[-1])
 
 
@@ -356,6 +356,7 @@ def _write(
             "precision": precision_record(placed.shipped),
             "dense": asdict(results.dense),
             "pruned": asdict(results.pruned),
+            "data": {"samples": len(work.samples), "sha256": work.samples.sha256},
         },
     )
 

@@ -257,9 +257,12 @@ def _resolve_source(model: ModelSource, folder: Path) -> ModelSource:
     return model
 
 
+_DATA_FILES = ("texts", "images", "npz")
+
+
 def _resolve_data(data: Data, folder: Path) -> Data:
     changes: dict[str, Any] = {}
-    for name in ("texts", "npz"):
+    for name in _DATA_FILES:
         if (value := getattr(data, name)) is not None:
             changes[name] = (folder / value).resolve()
     script, function = _script(data)
@@ -286,10 +289,11 @@ def _missing_files(recipe: Recipe) -> Iterator[Mistake]:
         if file is not None and not file.exists():
             yield Mistake((name,), f"no such {name} file", got=str(file))
     data = recipe.data
-    for name in ("texts", "npz"):
+    for name in _DATA_FILES:
         value = getattr(data, name) if data is not None else None
         if value is not None and not value.exists():
-            yield Mistake(("data", name), f"no such {name} file", got=str(value))
+            kind = "folder" if name == "images" else "file"
+            yield Mistake(("data", name), f"no such {name} {kind}", got=str(value))
     script = _script(data)[0] if data is not None else ""
     if script and not Path(script).exists():
         yield Mistake(("data", "loader"), "no such loader script", got=script)

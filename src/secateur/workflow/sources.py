@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
 from secateur.export.marker_translation import without_markers
-from secateur.export.source import load
+from secateur.export.source import LoadedModel, load
 from secateur.graph_passes.lowering import has_markers
 from secateur.runtime.backend import Array
 from secateur.workflow.random_inputs import required_inputs
@@ -36,6 +36,8 @@ class Source:
     """The same with the markers of a model that selects tokens in its own forward."""
     tokenizer: Tokenizer | None
     examples: dict[str, Array]
+    prepare: Callable[[list[object]], dict[str, Array]] | None = None
+    """Turns pictures or texts into input arrays, where the model's family knows how."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -65,7 +67,7 @@ def load_model(
     """
     loaded = load(spec)
     if loaded.model is not None:
-        return _source(spec, None, loaded.model, loaded.tokenizer, {})
+        return _source(loaded, loaded.model, {})
     from secateur.export.torch_export import from_torch
 
     if loaded.net is None:
@@ -74,19 +76,14 @@ def load_model(
     axes = dict(dynamic) if dynamic else loaded.dynamic
     graph = from_torch(net, loaded.inputs, axes, opset=opset)
     examples = {name: tensor.detach().cpu().numpy() for name, tensor in loaded.inputs.items()}
-    return _source(spec, net, graph, loaded.tokenizer, examples)
+    return replace(_source(loaded, graph, examples), spec=spec)
 
 
-def _source(
-    spec: str,
-    net: nn.Module | None,
-    graph: ir.Model,
-    tokenizer: Tokenizer | None,
-    examples: dict[str, Array],
-) -> Source:
+def _source(loaded: LoadedModel, graph: ir.Model, examples: dict[str, Array]) -> Source:
     """Tell the dense graph and the one with markers apart."""
     marked = graph if has_markers(graph) else None
-    return Source(spec, net, without_markers(graph), marked, tokenizer, examples)
+    dense, tokenizer = without_markers(graph), loaded.tokenizer
+    return Source(loaded.source, loaded.net, dense, marked, tokenizer, examples, loaded.prepare)
 
 
 __all__ = ["Source", "load_model"]

@@ -91,9 +91,9 @@ def tune(recipe: Recipe, options: TuneOptions, *, progress: Progress) -> Tuned:
         )
     if recipe.data is None:
         raise BadInputError(
-            "a search needs data", where=recipe.name, wanted="data: texts, npz or loader"
+            "a search needs data", where=recipe.name, wanted="data: texts, images, npz or loader"
         )
-    samples = load_samples(recipe.data, inputs=source.inputs, tokenizer=source.tokenizer)
+    samples = load_samples(recipe.data, source)
     model = _pruned(recipe, source, samples, progress)
     output = recipe.parity.output or source.outputs[0]
     known, unknown = split_samples(samples, source, output, options)
