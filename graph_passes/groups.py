@@ -55,6 +55,7 @@ _WORDS = {
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})  # input 2 is R: (directions, gates * units, units)
 _ADDED = frozenset({"Add", "Where"})  # what only they read (a mask over windows) makes no units
 
+_FLOATING = frozenset(dtype for dtype in ir.DataType if dtype.is_floating_point())
 _QUANTISED = frozenset(
     {"DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"}
 )
@@ -211,10 +212,10 @@ def _weight_uses(model: ir.Model, axes: AxisMap) -> dict[Atom, list[WeightUse]]:
     found: dict[Atom, list[WeightUse]] = {}
     for (node, slot), exprs in axes.of_uses.items():
         value = node.inputs[slot]
-        tensor = None if value is None else constant_tensor(value)
-        if value is None or tensor is None or not exprs:
+        tensor = None if value is None or not exprs else constant_tensor(value)
+        if value is None or tensor is None:
             continue
-        if not tensor.dtype.is_floating_point() and node.op_type not in _QUANTISED:
+        if tensor.dtype not in _FLOATING and node.op_type not in _QUANTISED:
             continue  # positions and masks go along with a cut, but nobody calls them weights
         initialiser = value.name or ""
         parameter = names.get(initialiser, "") or _guess(node, value)
@@ -261,12 +262,14 @@ def _role(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> str:
     ):
         if atom in atoms:
             return role
-    if any(use.node.op_type in _RECURRENT and (use.slot, use.axis) == (2, 2) for use in weights):
+    ops = {use.node.op_type for use in weights}
+    if not ops.isdisjoint(_RECURRENT) and any(
+        use.node.op_type in _RECURRENT and (use.slot, use.axis) == (2, 2) for use in weights
+    ):
         return "recurrent"
     for reason in atom.reasons:
         if reason.text in _BOUNDARY:
             return _BOUNDARY[reason.text]
-    ops = {use.node.op_type for use in weights}
     attends = bool(roles.heads or roles.query_heads)
     dense = attends and bool(ops & {"MatMul", "Gemm"}) and "Conv" not in ops
     in_block = any(layer_of(use.parameter) for use in weights)
@@ -291,20 +294,16 @@ def _place(weights: tuple[WeightUse, ...], role: str) -> str:
         layers.pop("", None)
         if layers:
             return layers.most_common(1)[0][0]
-    shared = _common(names)
-    if shared and role != "channels":
+    if role != "channels" and (shared := _common(names)):
         return ".".join(shared)
     return names[0].rsplit(".", 1)[0] if "." in names[0] else names[0]
 
 
 def _common(names: list[str]) -> list[str]:
-    """The dotted parts that all names begin with."""
-    shared = []
-    for parts in zip(*(name.split(".") for name in names), strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return shared
+    """The dotted parts that all names begin with, which are those of the first and the last."""
+    split = sorted([name.split(".") for name in names])
+    same = [one == other for one, other in zip(split[0], split[-1], strict=False)]
+    return split[0][: same.index(False) if False in same else len(same)]
 
 
 def _without_weights(

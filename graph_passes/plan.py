@@ -192,8 +192,8 @@ def _check_model(analysis: Analysis, plan: Plan) -> None:
 
 def _check_group(group: Group, units: tuple[int, ...], plan: Plan) -> None:
     size = group.size
-    bad = [unit for unit in units if not 0 <= unit < size]
-    if bad:
+    if units and not 0 <= min(units) <= max(units) < size:
+        bad = [unit for unit in units if not 0 <= unit < size]
         raise BadInputError(f"{group.name} has no unit {bad[0]}", wanted=f"0 to {size - 1}")
     if len(set(units)) != len(units):
         raise BadInputError(f"a kept unit of {group.name} stands twice in the plan")

@@ -32,18 +32,21 @@ def prepare(model: ir.Model, *, in_place: bool = False) -> ir.Model:
     copy.ir_version = max(copy.ir_version, _CONSTANTS_NEED_NO_INPUT)
     if copy.functions:
         common.InlinePass()(copy)
-    if any(node.op_type == "Constant" or not has_no_subgraph(node) for node in copy.graph):
+    nodes = tuple(copy.graph)
+    if any(node.op_type == "Constant" or not has_no_subgraph(node) for node in nodes):
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
-    fold_integers(copy.graph)
-    if any(
-        (value.shape is None or value.dtype is None) and value.name
-        for node in copy.graph
-        for value in node.outputs
-    ):
+        nodes = tuple(copy.graph)
+    if fold_integers(copy.graph):
+        nodes = tuple(copy.graph)
+    if any(value.name and _is_unknown(value) for node in nodes for value in node.outputs):
         common.ShapeInferencePass(data_prop=True)(copy)
     if broadcast_late(copy.graph):
         common.RemoveUnusedNodesPass()(copy)
     return copy
+
+
+def _is_unknown(value: ir.Value) -> bool:
+    return value.shape is None or value.dtype is None
 
 
 __all__ = ["prepare"]

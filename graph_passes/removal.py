@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -31,7 +33,7 @@ from secateur.graph_passes.prepare import prepare
 from secateur.graph_passes.unread import remove_unread
 from secateur.weights import array_of, take
 
-_Cut = tuple[tuple[int, bytes], ...]
+_Way = tuple[tuple[int, bytes], ...]
 """Per cut axis its number and the kept positions: what makes two uses the same."""
 _Uses = list[tuple[ir.Node, int]]
 
@@ -60,15 +62,38 @@ def remove(model: ir.Model, plan: Plan) -> ir.Model:
 @without_collector()
 def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> ir.Model:
     """Cut the analysed model itself, in place, and return it."""
-    model, axes = analysis.model, analysis.axes
-    _slice_constants(model, axes, keep)
+    model, cut = analysis.model, _Cut(analysis.axes, keep)
+    _slice_constants(model, cut)
     for node in tuple(model.graph):
         rewrite = REWRITES.find(op_key(node))
-        if rewrite is not None and axes.knows(node, -1) and _reads(node, axes, keep):
-            rewrite(node, axes, keep)
-    _resize_values(axes, keep)
+        if rewrite is not None and cut.axes.knows(node, -1) and cut.touches(node):
+            rewrite(node, cut.axes, keep)
+    _resize_values(cut)
     remove_unread(model)
     return model
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What is kept, and which axes that cuts; many values have the very same axes."""
+
+    axes: AxisMap
+    keep: Mapping[Atom, NDArray[np.int64]]
+    _known: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def of(self, exprs: Sequence[Expr]) -> tuple[int, ...]:
+        """Numbers of those of the axes that are cut, which have to be the analysis' own."""
+        found = self._known.get(id(exprs))
+        if found is None:
+            found = tuple([i for i, expr in enumerate(exprs) if is_cut(expr, self.keep)])
+            self._known[id(exprs)] = found
+        return found
+
+    def touches(self, node: ir.Node) -> bool:
+        """Tell whether some axis of an input or output of a node is cut."""
+        slots = (*range(len(node.inputs)), *(~i for i in range(len(node.outputs))))
+        used = (self.axes.raw(node, slot) for slot in slots)
+        return any(exprs is not None and self.of(exprs) for exprs in used)
 
 
 def _record(analysis: Analysis, plan: Plan) -> None:
@@ -92,86 +117,89 @@ def _record(analysis: Analysis, plan: Plan) -> None:
     analysis.model.metadata_props["secateur.removals"] = json.dumps([*done, record])
 
 
-def _reads(node: ir.Node, axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]) -> bool:
-    slots = [*range(len(node.inputs)), *(~i for i in range(len(node.outputs)))]
-    return any(
-        is_cut(expr, keep)
-        for slot in slots
-        if axes.knows(node, slot)
-        for expr in axes.at(node, slot)
-    )
-
-
-def _slice_constants(
-    model: ir.Model, axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]
-) -> None:
+def _slice_constants(model: ir.Model, cut: _Cut) -> None:
     """Slice each constant once per way in which its uses are cut."""
-    cuts: dict[ir.Value, dict[_Cut, _Uses]] = {}
+    ways: dict[ir.Value, dict[_Way, _Uses]] = {}
     spelled: dict[Expr, bytes] = {}
 
     def positions(expr: Expr) -> bytes:
         if expr not in spelled:
-            spelled[expr] = indices(expr, keep).tobytes()
+            spelled[expr] = indices(expr, cut.keep).tobytes()
         return spelled[expr]
 
-    for (node, slot), exprs in axes.of_uses.items():
+    for (node, slot), exprs in cut.axes.of_uses.items():
         value = node.inputs[slot]
-        if value is None:
-            continue
-        key = tuple([(i, positions(expr)) for i, expr in enumerate(exprs) if is_cut(expr, keep)])
-        cuts.setdefault(value, {}).setdefault(key, []).append((node, slot))
+        if value is not None:
+            way = tuple([(axis, positions(exprs[axis])) for axis in cut.of(exprs)])
+            ways.setdefault(value, {}).setdefault(way, []).append((node, slot))
     copies: dict[str, str] = {}
-    for value, ways in cuts.items():
-        for key, uses in ways.items():
-            if key:
-                copies[_replace(model.graph, value, key, uses)] = value.name or ""
-    name_copies(model, copies)
+    for value, found in ways.items():
+        for way, uses in found.items():
+            if way and (name := _replace(model.graph, value, way, uses)) != value.name:
+                copies[name] = value.name or ""
+    if copies:
+        name_copies(model, copies)
 
 
-def _replace(graph: ir.Graph, value: ir.Value, key: _Cut, uses: _Uses) -> str:
+def _replace(graph: ir.Graph, value: ir.Value, way: _Way, uses: _Uses) -> str:
     """Slice a constant for some of its uses, lazily; return the name of what they read now."""
     tensor = constant_tensor(value)
     assert tensor is not None
-    kept = {axis: np.frombuffer(raw, dtype=np.int64) for axis, raw in key}
-    shape = [len(kept[i]) if i in kept else dim for i, dim in enumerate(tensor.shape.numpy())]
+    kept = {axis: np.frombuffer(raw, dtype=np.int64) for axis, raw in way}
+    dims = [len(kept[i]) if i in kept else dim for i, dim in enumerate(tensor.shape.numpy())]
+    shape = ir.Shape(dims, frozen=True)  # of the value and of what it holds, as in a file
     is_alone = len(value.uses()) == len(uses) and not value.is_graph_output()
     name = value.name or "" if is_alone else unused_name(graph, f"{value.name}.cut")
-    lazy = ir.LazyTensor(
-        lambda: _take(tensor, kept), dtype=tensor.dtype, shape=ir.Shape(shape), name=name
-    )
+    cut = _CutTensor(tensor, kept, shape, name)
     if is_alone:
-        value.const_value, value.shape = lazy, ir.Shape(shape)
+        value.const_value, value.shape = cut, shape
         return name
-    fresh = ir.Value(
-        name=name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=lazy
-    )
+    fresh = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=cut)
     graph.register_initializer(fresh)
     for node, slot in uses:
         node.replace_input_with(slot, fresh)
     return name
 
 
-def _take(tensor: ir.TensorProtocol, kept: Mapping[int, NDArray[np.int64]]) -> ir.TensorProtocol:
-    return ir.Tensor(take(array_of(tensor), kept), dtype=tensor.dtype)
+class _CutTensor(ir.LazyTensor):
+    """The kept positions of a tensor, which are taken whenever it is read."""
+
+    __slots__ = ("_kept", "_whole")
+
+    def __init__(
+        self,
+        whole: ir.TensorProtocol,
+        kept: Mapping[int, NDArray[np.int64]],
+        shape: ir.Shape,
+        name: str,
+    ) -> None:
+        self._whole, self._kept = whole, kept
+        super().__init__(
+            lambda: ir.Tensor(take(array_of(whole), kept), whole.dtype, shape=shape),
+            whole.dtype,
+            shape,
+            name=name,
+        )
+
+    def numpy(self) -> np.ndarray:
+        """Return the kept positions; nothing holds on to them."""
+        return take(array_of(self._whole), self._kept)
 
 
-def _resize_values(axes: AxisMap, keep: Mapping[Atom, NDArray[np.int64]]) -> None:
+def _resize_values(cut: _Cut) -> None:
     """Declare the new sizes of computed values, which else would contradict the weights."""
-    for value, exprs in axes.of_values.items():
-        if value.shape is None or exprs is None:
+    of_values = cut.axes.of_values
+    times = Counter([id(value.shape) for value in of_values])
+    for value, exprs in of_values.items():
+        shape = value.shape
+        if shape is None or exprs is None or len(exprs) != len(shape):
             continue
-        touched = [is_cut(expr, keep) for expr in exprs]
-        if not any(touched) or len(exprs) != len(value.shape):
-            continue
-        dims: list[int | ir.SymbolicDim | None] = []
-        for dim, expr, goes in zip(value.shape, exprs, touched, strict=True):
-            if not goes:
-                dims.append(dim)
-            elif isinstance(size(expr), int):
-                dims.append(kept_length(expr, keep))
-            else:
-                dims.append(None)
-        value.shape = ir.Shape(dims)
+        axes = cut.of(exprs)
+        if axes and (shape.frozen or times[id(shape)] > 1):
+            value.shape = shape = shape.copy()  # it is the shape of something else, too
+        for axis in axes:
+            is_known = isinstance(size(exprs[axis]), int)
+            shape[axis] = kept_length(exprs[axis], cut.keep) if is_known else None
 
 
 __all__ = ["remove", "remove_atoms"]

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from secateur.graph_passes.axes import Atom, AxisMap, Expr, Sum, leaves
+from secateur.graph_passes.axes import Atom, AxisMap, Expr, FoldUse, Sum, leaves
 from secateur.graph_passes.axes.axis_map import constant_tensor
+from secateur.graph_passes.axes.expression import stands_in
 
 _CONTRACTIONS = frozenset({"MatMul", "Einsum", "FusedMatMul", "Gemm"})
 _WALKED_OVER = frozenset(
@@ -28,6 +29,7 @@ _NORMS = frozenset(
         "SimplifiedLayerNormalization",
         "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
+        "ReduceMean",
     }
 )
 
@@ -71,16 +73,21 @@ def find_roles(model: ir.Model, axes: AxisMap, weighted: set[Atom]) -> Roles:
     for node in model.graph:
         if node.op_type in {"Softmax", "Attention", "MultiHeadAttention", "GroupQueryAttention"}:
             _attention(node, axes, weighted, roles)
-    for fold in axes.folds:
-        atoms = [atom for port in fold.ports for atom in leaves(axes.expr(fold.node, port))]
+    folded = [(fold, _folded(fold, axes)) for fold in axes.folds]
+    for fold, atoms in folded:
         if fold.neutral is None:
             roles.inexact.update(atoms)
         elif fold.node.op_type in _CONTRACTIONS and not _has_weight(fold.node):
             roles.scored.update(atoms)
     roles.experts.update(a for a in weighted if a.at_least and a not in roles.tokens)
-    _width(axes, roles)
-    _residual(axes, weighted, roles)
+    if roles.heads or roles.query_heads:
+        _width(axes, roles)
+    _residual(folded, weighted, roles)
     return roles
+
+
+def _folded(fold: FoldUse, axes: AxisMap) -> list[Atom]:
+    return [atom for port in fold.ports for atom in leaves(axes.expr(fold.node, port))]
 
 
 def _attention(node: ir.Node, axes: AxisMap, weighted: set[Atom], roles: Roles) -> None:
@@ -150,7 +157,7 @@ def _fused(node: ir.Node, axes: AxisMap) -> tuple[Sequence[Expr], Sequence[Expr]
 
 def _stands_alone(atom: Atom, first: Atom, axes: AxisMap) -> bool:
     """Tell whether an atom is also found without ``first`` before it (another set of heads)."""
-    return any(first not in leaves(expr) for expr in axes.constant_axes_with(atom))
+    return any(not stands_in(first, expr) for expr in axes.constant_axes_with(atom))
 
 
 def _is_of_queries_only(node: ir.Node, atom: Atom, axes: AxisMap) -> bool:
@@ -176,12 +183,16 @@ def _is_made_with(value: ir.Value | None, atom: Atom, axes: AxisMap) -> bool:
         return _has(axes, value, atom)
     for node in _makers(value, atom, axes):
         for slot, source in enumerate(node.inputs):
-            if source is None or not axes.knows(node, slot):
+            if source is None or not _is_given(source):
                 continue
-            is_given = constant_tensor(source) is not None or source.is_graph_input()
-            if is_given and any(atom in leaves(expr) for expr in axes.at(node, slot)):
+            exprs = axes.raw(node, slot) or ()
+            if any(stands_in(atom, expr) for expr in exprs):
                 return True
     return False
+
+
+def _is_given(value: ir.Value) -> bool:
+    return value.is_graph_input() or constant_tensor(value) is not None
 
 
 def _makers(value: ir.Value | None, atom: Atom, axes: AxisMap) -> Iterator[ir.Node]:
@@ -200,11 +211,8 @@ def _makers(value: ir.Value | None, atom: Atom, axes: AxisMap) -> Iterator[ir.No
 
 def _has(axes: AxisMap, value: ir.Value, atom: Atom) -> bool:
     """Tell whether an axis of a computed value contains the atom."""
-    try:
-        exprs = axes.of(value)
-    except KeyError:
-        return False
-    return any(atom in leaves(expr) for expr in exprs)
+    exprs = axes.of_values.get(value)
+    return exprs is not None and any(stands_in(atom, expr) for expr in exprs)
 
 
 def _is_attention(softmax: ir.Node) -> bool:
@@ -245,8 +253,10 @@ def _readers(node: ir.Node) -> Iterator[ir.Node]:
 
 def _width(axes: AxisMap, roles: Roles) -> None:
     """What stands behind a head in the same axis of a weight is that head's width."""
-    for node, slot in axes.constant_uses():
-        for expr in axes.at(node, slot):
+    for exprs in axes.of_uses.values():
+        for expr in exprs:
+            if len(expr) < 2 and (not expr or isinstance(expr[0], Atom)):
+                continue  # nothing stands behind anything
             for inner in _runs(expr):
                 atoms = [a for factor in inner for a in _direct(factor)]
                 heads = [i for i, a in enumerate(atoms) if roles.is_head(a)]
@@ -269,16 +279,15 @@ def _direct(factor: Atom | Sum) -> Iterator[Atom]:
         yield from leaves((factor,))
 
 
-def _residual(axes: AxisMap, weighted: set[Atom], roles: Roles) -> None:
+def _residual(
+    folded: Sequence[tuple[FoldUse, Sequence[Atom]]], weighted: set[Atom], roles: Roles
+) -> None:
     """The widths that norms are taken over and that several weights write to."""
-    for fold in axes.folds:
-        if fold.neutral is not None:
-            continue
-        is_norm = fold.node.op_type in _NORMS or fold.node.op_type == "ReduceMean"
-        for port in fold.ports:
-            for atom in leaves(axes.expr(fold.node, port)):
+    for fold, atoms in folded:
+        if fold.neutral is None and fold.node.op_type in _NORMS:
+            for atom in atoms:
                 known = roles.is_head(atom) or atom in roles.width or atom in roles.tokens
-                if is_norm and atom in weighted and not known:
+                if atom in weighted and not known:
                     roles.residual.add(atom)
 
 

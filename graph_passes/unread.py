@@ -15,7 +15,7 @@ def remove_unread(model: ir.Model) -> None:
     done only for a graph in which some node could have one.
     """
     graph = model.graph
-    if model.functions or any(_may_be_tidied(node) for node in graph):
+    if model.functions or any(map(_may_be_tidied, graph)):
         common.RemoveUnusedNodesPass()(model)
         return
     for node in reversed(graph):

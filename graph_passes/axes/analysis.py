@@ -11,12 +11,14 @@ from secateur.graph_passes.axes.allocation import without_collector
 from secateur.graph_passes.axes.axis_map import AxisMap, FoldUse, IndexUse, constant_tensor
 from secateur.graph_passes.axes.expression import (
     UNIT,
+    Atom,
     Expr,
     Reason,
     concatenation,
     current_sizes,
     resolve,
     size,
+    units,
 )
 from secateur.graph_passes.axes.expression import (
     Sum as SumExpr,
@@ -25,11 +27,11 @@ from secateur.graph_passes.axes.programs import (
     PROGRAMS,
     Pairs,
     Program,
-    Shapes,
+    Step,
     declared_ranks,
     is_plain,
     program_of,
-    units_of,
+    sizes_of,
 )
 from secateur.graph_passes.axes.relations import (
     AXIS_RULES,
@@ -45,9 +47,8 @@ from secateur.graph_passes.axes.relations import (
     Positions,
     Product,
     ReadAt,
-    Relation,
+    Same,
     Sum,
-    Unread,
     op_key,
     sees_units_only,
 )
@@ -55,7 +56,7 @@ from secateur.graph_passes.axes.shape_values import FROM_AXES, data_sources, tra
 from secateur.graph_passes.axes.sizes import Size, divide
 from secateur.graph_passes.axes.solver import Solver
 from secateur.graph_passes.axes.subgraphs import captured, has_no_subgraph
-from secateur.graph_passes.axes.view import View, declared_shape, made_up_names
+from secateur.graph_passes.axes.view import MadeUpNames, View, declared_shape
 from secateur.graph_passes.names import node_name
 
 _MOVES = frozenset(
@@ -65,7 +66,6 @@ _MOVES = frozenset(
     }
 )
 """Ops that hand integers on as they are."""
-_NO_PROGRAM = program_of((), (), ())
 
 
 def analyse_axes(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> AxisMap:
@@ -88,13 +88,16 @@ class _Walk:
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
         self._opset = model.opset_imports.get("", 20)
-        self._solver = Solver(frozenset(made_up_names(model.graph)))
+        self._solver = Solver(MadeUpNames(model.graph))
         self._axes = AxisMap(self._solver)
         self._node: ir.Node | None = None
         self._name = ""
         self._inputs: list[Sequence[Expr] | None] = []
         self._outputs: list[list[Expr | None]] = []
         self._executors: dict[type, Callable[[Any], None]] = {
+            Same: self._same,
+            Fold: self._same,
+            Fresh: self._put_fresh,
             Product: self._product,
             Sum: self._sum,
             Part: self._part,
@@ -148,41 +151,45 @@ class _Walk:
 
     def _visit(self, node: ir.Node) -> None:
         self._node, self._name = node, node.name or node_name(node)
-        key = f"{node.domain}:{node.op_type}" if node.domain else node.op_type
-        shapes, integers = self._enter_inputs(node)
+        key = op_key(node)
+        integers = self._enter_inputs(node)
         rule = AXIS_RULES.find(key)
-        program = _NO_PROGRAM if rule is None else self._program(rule, key, shapes, integers)
-        if program is _NO_PROGRAM:
+        program = None if rule is None else self._program(rule, key, integers)
+        if program is None:
             self._freeze_inputs(f"no axis rule for the op {key}")
-            program = program_of((), [None] * len(shapes), declared_ranks(node))
+            program = program_of((), [None] * len(self._inputs), declared_ranks(node))
         self._outputs = [[None] * rank for rank in program.output_ranks]
-        self._run(program)
+        self._run(program.steps)
+        for fold in program.folds:
+            self._axes.folds.append(FoldUse(node, fold.ports, fold.neutral))
         if program.unmentioned:
             self._close_inputs(program.unmentioned)
         if self._axes.holds_positions():
             self._carry_positions(node, program.reads)
-        self._close_outputs(bool(program.relations))
+        self._close_outputs(node, is_described=program.is_described)
         if integers or node.op_type in FROM_AXES:
             self._track(node)
 
-    def _program(
-        self, rule: AxisRule, key: str, shapes: Shapes, integers: tuple[object, ...]
-    ) -> Program:
-        """Ask the rule, or remember what it said about a node that looked the same."""
+    def _program(self, rule: AxisRule, key: str, integers: tuple[object, ...]) -> Program | None:
+        """Ask the rule, or remember what it said about a node that looked the same.
+
+        None for a node with a graph inside that no rule looked like: what is in there is unknown.
+        """
         node = self._node
         assert node is not None
         listed = node.attributes.data
         attributes = tuple([(k, a.value) for k, a in listed.items()]) if listed else ()
         declared = declared_ranks(node)
-        if sees_units_only(rule):
-            shapes = units_of(shapes)
+        by_units = sees_units_only(rule, node)
+        seen = units if by_units else current_sizes
+        shapes = tuple([None if exprs is None else seen(exprs) for exprs in self._inputs])
         signature = (rule, key, self._opset, shapes, integers, declared, attributes)
         found = PROGRAMS.find(signature)
         if found is not None:
             return found
         if not has_no_subgraph(node):
-            return _NO_PROGRAM
-        view = View(node, self._axes, shapes, self._opset)
+            return None
+        view = View(node, self._axes, sizes_of(shapes) if by_units else shapes, self._opset)
         ranks = [None if shape is None else len(shape) for shape in shapes]
         program = program_of(rule(view), ranks, declared)
         if not view.is_particular and is_plain(node):
@@ -195,36 +202,36 @@ class _Walk:
             for source in entry.sources:
                 self._solver.freeze(source, Reason("its size is read as data", self._name))
 
-    def _enter_inputs(self, node: ir.Node) -> tuple[Shapes, tuple[object, ...]]:
+    def _enter_inputs(self, node: ir.Node) -> tuple[object, ...]:
         """Collect the axes of the inputs; each use of a constant gets axes of its own.
 
-        Returns their sizes, and (slot, integers) of those that the graph computes from shapes.
+        Returns (slot, integers) of those inputs that hold integers which are known as sizes.
         """
-        axes, fresh = self._axes, self._solver.fresh
-        self._inputs = inputs = []
-        shapes: list[tuple[Size, ...] | None] = []
+        axes = self._axes
+        inputs: list[Sequence[Expr] | None] = []
         integers: list[object] = []
         for slot, value in enumerate(node.inputs):
-            exprs: Sequence[Expr] | None = None
-            shape: tuple[Size, ...] | None = None
-            if value is not None:
-                tensor = value.const_value
-                if tensor is None:
-                    tensor = self._constant(value)
-                if tensor is None:
-                    exprs = axes.of_values.get(value)
-                    shape = None if exprs is None else current_sizes(exprs)
-                else:
-                    shape, label = cast(tuple[int, ...], tensor.shape.dims), value.name or ""
-                    exprs = [fresh(dim, label) for dim in shape]
-                    axes.of_uses[node, slot] = exprs
-                    if value not in axes.tracked:
-                        track_constant(value, axes)
-                if value in axes.tracked:
-                    integers.append((slot, axes.ints(value)))
-            inputs.append(exprs)
-            shapes.append(shape)
-        return tuple(shapes), tuple(integers)
+            if value is None:
+                inputs.append(None)
+                continue
+            tensor = value.const_value
+            if tensor is None:
+                tensor = self._constant(value)
+            if tensor is None:
+                inputs.append(axes.of_values.get(value))
+            else:
+                axes.of_uses[node, slot] = exprs = self._enter_constant(value, tensor)
+                inputs.append(exprs)
+            if value in axes.tracked:
+                integers.append((slot, axes.ints(value)))
+        self._inputs = inputs
+        return tuple(integers)
+
+    def _enter_constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> list[Expr]:
+        label, dims = value.name or "", tensor.shape
+        if len(dims) < 2 and value not in self._axes.tracked:
+            track_constant(value, tensor, self._axes)
+        return [UNIT if dim == 1 else (Atom(dim, label),) for dim in dims]  # type: ignore[arg-type]
 
     def _constant(self, value: ir.Value) -> ir.TensorProtocol | None:
         """The tensor of a Constant node, which was not visited."""
@@ -267,18 +274,22 @@ class _Walk:
         else:
             self._solver.unify(numbered, axis, self._name)
 
-    def _close_outputs(self, is_described: bool) -> None:
-        assert self._node is not None
-        for i, value in enumerate(self._node.outputs):
-            exprs = self._outputs[i]
-            if value.shape is None and not exprs:
+    def _close_outputs(self, node: ir.Node, *, is_described: bool) -> None:
+        of_values = self._axes.of_values
+        for value, exprs in zip(node.outputs, self._outputs, strict=True):
+            if not exprs and value.shape is None:
                 # relations that name no output axis make a scalar
-                self._axes.set_value(value, [] if is_described else None)
+                of_values[value] = [] if is_described else None
                 continue
-            for axis, expr in enumerate(exprs):
-                if expr is None:
-                    exprs[axis] = self._unknown(value, axis)
-            self._axes.of_values[value] = cast(list[Expr], exprs)
+            if None in exprs:
+                for axis, expr in enumerate(exprs):
+                    if expr is None:
+                        exprs[axis] = self._unknown(value, axis)
+            of_values[value] = made = cast(list[Expr], exprs)
+            for carried in self._inputs:
+                if carried == made:
+                    of_values[value] = carried  # one object, so that it is looked at once
+                    break
 
     def _unknown(self, value: ir.Value, axis: int) -> Expr:
         declared = declared_shape(value)
@@ -320,44 +331,33 @@ class _Walk:
         else:
             self._solver.unify(present, expr, self._name)
 
-    def _run(self, program: Program) -> None:
-        inputs, unify = self._inputs, self._solver.unify
-        for ins, outs, fold, relation in program.steps:
-            if ins is None:
-                self._execute(relation)
+    def _run(self, steps: tuple[Step, ...]) -> None:
+        axes_of_inputs: list[Any] = self._inputs
+        axes_of_outputs, unify = self._outputs, self._solver.unify
+        for slot, axis, others, outputs, relation in steps:
+            if slot < 0:
+                self._executors[type(relation)](relation)
                 continue
-            base: Expr | None = None
-            for slot, axis in ins:
-                present = cast(Sequence[Expr], inputs[slot])[axis]
-                if base is None:
-                    base = present
-                elif present is not base:
+            base = axes_of_inputs[slot][axis]
+            for other, axis_there in others:
+                present = axes_of_inputs[other][axis_there]
+                if present is not base:
                     unify(base, present, self._name)
-            for i, axis in outs:
-                base = self._join_output(i, axis, base)
-            if fold is not None:
-                self._folds(fold)
+            for output, axis_there in outputs:
+                made = axes_of_outputs[output][axis_there]
+                if made is None:
+                    axes_of_outputs[output][axis_there] = base
+                elif made is not base:
+                    unify(base, made, self._name)
 
-    def _join_output(self, output: int, axis: int, base: Expr | None) -> Expr:
-        made = self._outputs[output][axis]
-        if made is None:
-            if base is None:
-                base = self._fresh(Port(~output, axis), None)
-            self._outputs[output][axis] = base
-            return base
-        if base is not None and made is not base:
-            self._solver.unify(base, made, self._name)
-        return made if base is None else base
+    def _same(self, relation: Same | Fold) -> None:
+        """Of outputs alone: nothing is known of the inputs."""
+        ports = [port for port in relation.ports if port.slot < 0]
+        for port in ports[1:]:
+            self._put(port, self._known(ports[0]))
 
-    def _folds(self, fold: Fold) -> None:
-        assert self._node is not None
-        self._axes.folds.append(FoldUse(self._node, fold.ports, fold.neutral))
-
-    def _execute(self, relation: Relation) -> None:
-        if isinstance(relation, Fresh):
-            self._put(relation.port, self._fresh(relation.port, relation.size))
-        elif not isinstance(relation, Unread):
-            self._executors[type(relation)](relation)
+    def _put_fresh(self, relation: Fresh) -> None:
+        self._put(relation.port, self._fresh(relation.port, relation.size))
 
     def _sum(self, relation: Sum) -> None:
         self._put(relation.port, concatenation([self._known(part) for part in relation.parts]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -56,21 +56,28 @@ class AxisMap:
 
     def seal(self) -> None:
         """Resolve everything once: the walk is over, and no atom will be refined any more."""
-        known: dict[int, Expr] = {}  # by identity: an axis that is carried on is one object
+        known: dict[int, Any] = {}  # by identity: axes that are carried on are one object
+        alive: list[Any] = []
 
         def resolved(exprs: Sequence[Expr]) -> tuple[Expr, ...]:
-            for expr in exprs:
-                if id(expr) not in known:
-                    known[id(expr)] = resolve(expr)
-            return tuple([known[id(expr)] for expr in exprs])
+            found: tuple[Expr, ...] | None = known.get(id(exprs))
+            if found is None:
+                known[id(exprs)] = found = tuple([resolved_axis(expr) for expr in exprs])
+                alive.append(exprs)
+            return found
 
-        before = [*self.of_values.values(), *self.of_uses.values()]  # keeps identities alive
+        def resolved_axis(expr: Expr) -> Expr:
+            found: Expr | None = known.get(id(expr))
+            if found is None:
+                known[id(expr)] = found = resolve(expr)
+                alive.append(expr)
+            return found
+
         for value, exprs in self.of_values.items():
             if exprs is not None:
                 self.of_values[value] = resolved(exprs)
         for use, used in self.of_uses.items():
-            self.of_uses[use] = resolved(used)
-        del before
+            self.of_uses[use] = tuple([resolve(expr) for expr in used])
         self._is_sealed = True
 
     def of(self, value: ir.Value) -> tuple[Expr, ...]:

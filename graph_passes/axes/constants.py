@@ -26,7 +26,7 @@ def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     tensor = ir.Tensor(array, name=unique)
     value = ir.Value(
         name=unique,
-        shape=ir.Shape(array.shape),
+        shape=tensor.shape,
         type=ir.TensorType(tensor.dtype),
         const_value=tensor,
     )

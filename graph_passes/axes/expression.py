@@ -11,7 +11,7 @@ propagates, made symbolic.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import NamedTuple
@@ -92,14 +92,16 @@ def concatenation(terms: tuple[Expr, ...] | list[Expr]) -> Expr:
 
 def resolve(expr: Expr) -> Expr:
     """Replace every defined atom by its definition, down to the leaves."""
+    if len(expr) == 1 and type(atom := expr[0]) is Atom:  # most axes are one atom
+        if atom.definition is None:
+            return expr
+        atom.definition = found = resolve(atom.definition)
+        return found
     for factor in expr:
         if type(factor) is not Atom or factor.definition is not None:
             break
     else:
         return expr
-    if len(expr) == 1 and type(expr[0]) is Atom and expr[0].definition is not None:
-        expr[0].definition = found = resolve(expr[0].definition)
-        return found
     factors: list[Factor] = []
     for factor in expr:
         if isinstance(factor, Atom):
@@ -141,6 +143,21 @@ def current_sizes(exprs: Iterable[Expr]) -> tuple[Size, ...]:
     return tuple(sizes)
 
 
+def units(exprs: Iterable[Expr]) -> tuple[bool, ...]:
+    """Tell of each axis whether its size is 1."""
+    found = []
+    for expr in exprs:
+        if not expr:
+            found.append(True)
+        elif type(first := expr[0]) is Atom and (
+            type(first.size) is int or first.definition is None
+        ):
+            found.append(False)  # whatever it is multiplied with
+        else:
+            found.append(size(resolve(expr)) == 1)
+    return tuple(found)
+
+
 def size(expr: Expr) -> Size:
     """Number of positions of the axis."""
     if len(expr) == 1 and type(expr[0]) is Atom:
@@ -167,23 +184,39 @@ def leaves(expr: Expr) -> tuple[Atom, ...]:
         return ()
     if len(expr) == 1 and type(expr[0]) is Atom and expr[0].definition is None:
         return (expr[0],)  # most axes are one atom
-    return tuple(dict.fromkeys(_walk(resolve(expr))))
+    found: dict[Atom, None] = {}
+    _collect(resolve(expr), found)
+    return tuple(found)
 
 
-def _walk(expr: Expr) -> Iterator[Atom]:
+def _collect(expr: Expr, found: dict[Atom, None]) -> None:
     for factor in expr:
         if isinstance(factor, Atom):
-            yield factor
+            found[factor] = None
         else:
             for term in factor.terms:
-                yield from _walk(term)
+                _collect(term, found)
+
+
+def stands_in(atom: Atom, expr: Expr) -> bool:
+    """Tell whether a leaf atom is a part of a resolved axis."""
+    for factor in expr:
+        if factor is atom:
+            return True
+        if type(factor) is Sum and any(stands_in(atom, term) for term in factor.terms):
+            return True
+    return False
 
 
 def is_cut(expr: Expr, keep: Keep) -> bool:
     """Tell whether an axis contains one of the atoms."""
-    if len(expr) == 1 and type(expr[0]) is Atom and expr[0].definition is None:
-        return expr[0] in keep  # most axes are one atom
-    return bool(expr) and not keep.keys().isdisjoint(leaves(expr))
+    for factor in expr:
+        if isinstance(factor, Sum):
+            if any(is_cut(term, keep) for term in factor.terms):
+                return True
+        elif factor in keep or (factor.definition is not None and is_cut(factor.definition, keep)):
+            return True
+    return False
 
 
 def kept_length(expr: Expr, keep: Keep) -> int:
@@ -259,4 +292,6 @@ __all__ = [
     "resolve",
     "show",
     "size",
+    "stands_in",
+    "units",
 ]

@@ -8,11 +8,20 @@ have one program. A rule that looked at more, see ``View.is_particular``, is ask
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import onnx_ir as ir
 
-from secateur.graph_passes.axes.relations import Fold, Port, ReadAt, Relation, Same
+from secateur.graph_passes.axes.relations import (
+    Fold,
+    Fresh,
+    Frozen,
+    Port,
+    ReadAt,
+    Relation,
+    Same,
+    Unread,
+)
 from secateur.graph_passes.axes.sizes import Polynomial, Size
 
 _MOST_PROGRAMS = 4096
@@ -29,24 +38,21 @@ Shapes = tuple[tuple[Size, ...] | None, ...]
 Pairs = tuple[tuple[int, int], ...]
 
 
-class Step(NamedTuple):
-    """One relation. Where ``inputs`` is None it is executed as it stands.
+Step = tuple[int, int, Pairs, Pairs, Relation]
+"""One relation: an axis of an input, the axes of inputs and the axes of outputs that are it.
 
-    Otherwise the axes of the inputs and of the outputs, as (slot, axis) and (output, axis),
-    are one axis; a ``fold`` is recorded behind that.
-    """
-
-    inputs: Pairs | None
-    outputs: Pairs
-    fold: Fold | None
-    relation: Relation
+They are (slot, axis) and (output, axis). Where the first slot is negative, the relation is
+another than ``Same`` and ``Fold``, or names no input, and is executed as it stands.
+"""
 
 
 class Program(NamedTuple):
     """What happens to the axes of one node."""
 
-    relations: tuple[Relation, ...]
+    is_described: bool
+    """Some relation says something."""
     steps: tuple[Step, ...]
+    folds: tuple[Fold, ...]
     unmentioned: Pairs
     """Axes of inputs, as (slot, axis), that no relation names."""
     output_ranks: tuple[int, ...]
@@ -80,12 +86,15 @@ PROGRAMS = Programs()
 """Of this process: a model is analysed again when it is cut, masked or proved."""
 
 
-def units_of(shapes: Shapes) -> Shapes:
-    """Return the shapes with one and the same size for all that are not 1."""
+def sizes_of(units: Iterable[tuple[Size, ...] | None]) -> Shapes:
+    """Return shapes of which only is known which sizes are 1, as ``units`` tells them.
+
+    All others are one and the same size.
+    """
     return tuple(
         [
-            None if shape is None else tuple([1 if size == 1 else _SOME_SIZE for size in shape])
-            for shape in shapes
+            None if shape is None else tuple([1 if is_unit else _SOME_SIZE for is_unit in shape])
+            for shape in units
         ]
     )
 
@@ -112,11 +121,20 @@ def program_of(
     """
     relations = tuple(relations)
     named: set[tuple[int, int]] = set()
+    steps: list[Step] = []
     for relation in relations:
-        if isinstance(relation, Same | Fold):
-            named.update(relation.ports)
+        kind = type(relation)
+        if kind is Same or kind is Fold:
+            ports = cast(Same | Fold, relation).ports
+            named.update(ports)
+            steps.append(_joined(relation, ports, input_ranks))
+            continue
+        if kind is Fresh or kind is Frozen or kind is Unread:
+            named.add(cast(Fresh | Frozen | Unread, relation).port)
         else:
             named.update(_ports(relation))
+        if kind is not Unread:
+            steps.append((-1, 0, (), (), relation))
     unmentioned = [
         (slot, axis)
         for slot, rank in enumerate(input_ranks)
@@ -124,27 +142,26 @@ def program_of(
         if (slot, axis) not in named
     ]
     return Program(
-        relations,
-        tuple([_step(relation, input_ranks) for relation in relations]),
+        bool(relations),
+        tuple(steps),
+        tuple([relation for relation in relations if type(relation) is Fold]),
         tuple(unmentioned),
         tuple([_rank(i, rank, named) for i, rank in enumerate(declared)]),
         frozenset([relation.slot for relation in relations if isinstance(relation, ReadAt)]),
     )
 
 
+def _joined(relation: Relation, ports: Iterable[Port], input_ranks: Sequence[int | None]) -> Step:
+    inputs = tuple([(s, a) for s, a in ports if s >= 0 and input_ranks[s] is not None])
+    outputs = tuple([(~s, a) for s, a in ports if s < 0])
+    slot, axis = inputs[0] if inputs else (-1, 0)
+    return slot, axis, inputs[1:], outputs, relation
+
+
 def _rank(output: int, declared: int, named: set[tuple[int, int]]) -> int:
     if declared >= 0:
         return declared
     return max((axis + 1 for slot, axis in named if slot == ~output), default=0)
-
-
-def _step(relation: Relation, input_ranks: Sequence[int | None]) -> Step:
-    if not isinstance(relation, Same | Fold):
-        return Step(None, (), None, relation)
-    ports = relation.ports
-    inputs = tuple([(s, a) for s, a in ports if s >= 0 and input_ranks[s] is not None])
-    outputs = tuple([(~s, a) for s, a in ports if s < 0])
-    return Step(inputs, outputs, relation if isinstance(relation, Fold) else None, relation)
 
 
 def _ports(relation: tuple[object, ...]) -> Iterator[Port]:
@@ -166,5 +183,5 @@ __all__ = [
     "declared_ranks",
     "is_plain",
     "program_of",
-    "units_of",
+    "sizes_of",
 ]

@@ -166,7 +166,8 @@ Rewrite = Callable[[ir.Node, "AxisMap", "Keep"], None]
 AXIS_RULES: Registry[AxisRule] = Registry("axis rule")
 """The only place where axis semantics live: op type (``domain:Op`` outside ai.onnx) to rule."""
 
-_BY_UNITS: set[AxisRule] = set()
+_BY_UNITS: dict[AxisRule, bool] = {}
+"""Rules marked with ``by_units``, and whether output sizes have to be declared."""
 
 Rule = TypeVar("Rule", bound=AxisRule)
 
@@ -176,13 +177,26 @@ def by_units(rule: Rule) -> Rule:
 
     What it says about one node then holds for all of these ranks and units.
     """
-    _BY_UNITS.add(rule)
+    _BY_UNITS[rule] = False
     return rule
 
 
-def sees_units_only(rule: AxisRule) -> bool:
-    """Tell whether a rule is marked with ``by_units``."""
-    return rule in _BY_UNITS
+def by_units_if_declared(rule: Rule) -> Rule:
+    """Say so of nodes for which the file declares the sizes of the outputs.
+
+    For other nodes the rule sees the sizes of the inputs, to work out those of the outputs.
+    """
+    _BY_UNITS[rule] = True
+    return rule
+
+
+def sees_units_only(rule: AxisRule, node: ir.Node) -> bool:
+    """Tell whether a rule sees only which sizes are 1, by its mark."""
+    if_declared = _BY_UNITS.get(rule)
+    if if_declared:
+        shapes = [value.shape for value in node.outputs]
+        return all(shape is not None and ir.SymbolicDim not in map(type, shape) for shape in shapes)
+    return if_declared is not None
 
 
 REWRITES: Registry[Rewrite] = Registry("attribute rewrite")
@@ -216,6 +230,7 @@ __all__ = [
     "Sum",
     "Unread",
     "by_units",
+    "by_units_if_declared",
     "op_key",
     "sees_units_only",
 ]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from secateur.graph_passes.axes.axis_map import AxisMap, Entry, constant, constant_tensor
+from secateur.graph_passes.axes.axis_map import AxisMap, Entry, constant
 from secateur.graph_passes.axes.expression import resolve, size
 from secateur.graph_passes.axes.sizes import Polynomial, Size, divide, product, static
 
@@ -40,12 +40,9 @@ SHAPE_SLOTS: dict[str, frozenset[int]] = {
 """Inputs that spell a shape; a size that goes anywhere else is read as data."""
 
 
-def track_constant(value: ir.Value, axes: AxisMap) -> None:
-    """Record a small integer constant as sizes."""
-    tensor = constant_tensor(value)
-    if tensor is None or tensor.dtype not in _INTEGER or len(tensor.shape) > 1:
-        return
-    if tensor.size > _MAX_ENTRIES:
+def track_constant(value: ir.Value, tensor: ir.TensorProtocol, axes: AxisMap) -> None:
+    """Record a constant of rank 0 or 1 as sizes, if it holds few and integers."""
+    if tensor.dtype not in _INTEGER or tensor.size > _MAX_ENTRIES:
         return
     array = np.atleast_1d(tensor.numpy())
     axes.set_entries(value, tuple(Entry(int(item)) for item in array))

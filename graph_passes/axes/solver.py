@@ -7,6 +7,7 @@ sides were frozen, so the law holds because neither may be cut.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import NamedTuple
 
 from secateur.graph_passes.axes.expression import (
@@ -35,8 +36,9 @@ class Solver:
     another size. Two names that the user gave are never merged.
     """
 
-    def __init__(self, anonymous: frozenset[str] = frozenset()) -> None:
-        self._anonymous = set(anonymous)
+    def __init__(self, anonymous: Container[str] = frozenset()) -> None:
+        self._anonymous = anonymous
+        self._made_here: set[str] = set()
         self._equal: dict[str, Size] = {}
         self._depth = 0
 
@@ -46,7 +48,7 @@ class Solver:
 
     def anonymous_size(self, name: str) -> Size:
         """Return a dynamic size that may later turn out to be another."""
-        self._anonymous.add(name)
+        self._made_here.add(name)
         return Polynomial.symbol(name)
 
     def freeze(self, expr: Expr, reason: Reason) -> None:
@@ -102,9 +104,9 @@ class Solver:
             return True
         for one, other in ((left, right), (right, left)):
             name = _bare_name(one)
-            if name in self._anonymous and not (
-                isinstance(other, Polynomial) and name in other.names
-            ):
+            if not name or (isinstance(other, Polynomial) and name in other.names):
+                continue
+            if name in self._made_here or name in self._anonymous:
                 self._equal[name] = other
                 return True
         return False

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-_SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+_SUBGRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 
 
 def has_no_subgraph(node: ir.Node) -> bool:
     """Tell whether no attribute of a node is a graph."""
-    listed = node.attributes.data
-    return not listed or all(attribute.type not in _SUBGRAPHS for attribute in listed.values())
+    return _SUBGRAPHS.isdisjoint([attribute.type for attribute in node.attributes.data.values()])
 
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:

@@ -114,6 +114,19 @@ def dimension_name(value: ir.Value, axis: int, dim: ir.SymbolicDim) -> str:
     return dim.value or f"{value.name}:{axis}"
 
 
+class MadeUpNames:
+    """``name in made_up``; the graph is looked through when that is asked for the first time."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._found: set[str] | None = None
+
+    def __contains__(self, name: object) -> bool:
+        if self._found is None:
+            self._found = made_up_names(self._graph)
+        return name in self._found
+
+
 def made_up_names(graph: ir.Graph) -> set[str]:
     """Dimension names that no graph input declares, or that look like a converter's own."""
     given = {
@@ -131,4 +144,4 @@ def made_up_names(graph: ir.Graph) -> set[str]:
     return found - given
 
 
-__all__ = ["View", "declared_shape", "dimension_name", "made_up_names"]
+__all__ = ["MadeUpNames", "View", "declared_shape", "dimension_name", "made_up_names"]

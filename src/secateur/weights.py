@@ -19,6 +19,8 @@ _MANY_COLUMNS = 1024
 """From here on a row at a time is faster than one number at a time."""
 _SMALL_ELEMENTS = 1 << 14
 """Below, finding out how to copy takes longer than copying."""
+_FEW_ELEMENTS = 1 << 17
+"""Up to here a copy of whole rows, of which columns are taken then, costs less than one go."""
 
 
 def array_of(tensor: ir.TensorProtocol) -> Array:
@@ -65,7 +67,9 @@ def take(array: Array, kept: Mapping[int, NDArray[np.int64]]) -> Array:
     if len(kept) == 1:
         ((axis, positions),) = kept.items()
         return _take_axis(array, positions, axis)
-    if kept.keys() == {0, 1} and array.flags.c_contiguous and array.size:
+    if kept.keys() == {0, 1} and array.size <= _FEW_ELEMENTS:
+        return array.take(kept[0], 0).take(kept[1], 1)
+    if kept.keys() == {0, 1} and array.flags.c_contiguous:
         return _take_rows_and_columns(array, kept[0], kept[1])
     rows = kept.get(0, np.arange(array.shape[0]))
     shape = [len(kept[axis]) if axis in kept else n for axis, n in enumerate(array.shape)]
@@ -83,7 +87,7 @@ def _take_rows_and_columns(
     array: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> Array:
     """Take along the first two axes in one go, without a copy of whole rows between."""
-    run = 1 if array.size <= _SMALL_ELEMENTS else _common_run(columns, array.shape[1])
+    run = _common_run(columns, array.shape[1])
     columns = columns[::run] // run
     items = array.reshape(array.shape[0], array.shape[1] // run, -1)
     taken = np.empty((len(rows), len(columns), items.shape[2]), array.dtype)

@@ -20,12 +20,15 @@ from secateur.graph_passes.axes.relations import (
     Port,
     Relation,
     Same,
+    by_units,
+    by_units_if_declared,
 )
 from secateur.graph_passes.axes.sizes import Size
 from secateur.graph_passes.axes.view import View
 
 
 @AXIS_RULES.register("Conv")
+@by_units_if_declared
 def conv(view: View) -> Iterator[Relation]:
     """(B, G*I, *S), (G*O, I, *k), (G*O) -> (B, G*O, *S'): groups G; space stays frozen.
 
@@ -110,6 +113,7 @@ def conv_group(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
 
 
 @AXIS_RULES.register("ConvTranspose")
+@by_units_if_declared
 def conv_transpose(view: View) -> Iterator[Relation]:
     """(B, G*I, *S), (G*I, O, *k), (G*O) -> (B, G*O, *S'): groups G; space stays frozen."""
     weight, group = view.shape(1), view.integer("group", 1)
@@ -128,6 +132,7 @@ def conv_transpose(view: View) -> Iterator[Relation]:
 
 
 @AXIS_RULES.register("MaxPool", "AveragePool", "LpPool")
+@by_units_if_declared
 def pool(view: View) -> Iterator[Relation]:
     """(B, C, *S) -> (B, C, *S'): batch and channels are carried, space is frozen."""
     for axis in range(view.rank(0) or 0):
@@ -142,6 +147,7 @@ def pool(view: View) -> Iterator[Relation]:
 
 
 @AXIS_RULES.register("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+@by_units
 def global_pool(view: View) -> Iterator[Relation]:
     """(B, C, *S) -> (B, C, 1, ...): space is folded; a mean has no neutral element."""
     neutral = {"GlobalMaxPool": -math.inf, "GlobalLpPool": 0.0}.get(view.node.op_type)
