@@ -224,6 +224,33 @@ AnyPrecision = Annotated[
 ]
 
 
+class Quantise(_Strict):
+    """Fewer bits by explicit Q/DQ in what is shipped; what selects tokens stays as it is."""
+
+    kind: Literal["int8", "fp8", "int4"] = "int8"
+    """``int8`` and ``fp8`` round activations and weights, ``int4`` weights alone."""
+    ranges: Literal["minmax", "percentile", "entropy", "mse"] = "percentile"
+    """How the range of an activation is found on the data."""
+    weights: Literal["nearest", "gptq"] = "nearest"
+    """Round to the nearest, or with GPTQ."""
+    tokens: Literal["uniform", "norm", "distance", "attention"] = "uniform"
+    """By what tokens count in GPTQ, as in RSQ."""
+    block: Annotated[int, Field(ge=16)] = 32
+    """Inputs that share a scale, with ``int4``: a power of two."""
+    keep: tuple[str, ...] = ()
+    """Weights that are not rounded, by name or pattern: ``*layer.0*``."""
+
+
+def _kind_alone(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+AnyQuantise = Annotated[
+    Quantise,
+    BeforeValidator(_kind_alone, json_schema_input_type=Literal["int8", "fp8", "int4"] | Quantise),
+]
+
+
 class Parity(_Strict):
     """How equal is equal; every bound is fixed before anything is compared."""
 
@@ -292,6 +319,8 @@ class Recipe(_Strict):
     traffic: Traffic | None = None
     precision: AnyPrecision = Precision()
     """``fp16`` or ``bf16``, or with ``type`` and ``keep`` what is to stay in float32."""
+    quantise: AnyQuantise | None = None
+    """``int8``, ``fp8`` or ``int4``, or the keys below."""
     parity: Parity = Parity()
     bench: Bench | None = None
     report: Report = Report()
@@ -304,7 +333,8 @@ class Recipe(_Strict):
     def tolerances(self) -> str:
         """Which row of the table of tolerances holds for what is shipped."""
         asked = self.parity.precision
-        return DTYPES[self.precision.type] if asked == "same" else asked
+        own = "int8" if self.quantise is not None else DTYPES[self.precision.type]
+        return own if asked == "same" else asked
 
     @field_validator("model", mode="before")
     @classmethod
@@ -315,6 +345,8 @@ class Recipe(_Strict):
     def _consistent(self) -> Recipe:
         if self.plan is not None and self.remove:
             raise ValueError("has both plan and remove; a plan replaces remove")
+        if self.quantise is not None and self.precision.type != "fp32":
+            raise ValueError("has both quantise and a half precision; give one of them")
         if self.profile and self.traffic is not None:
             raise ValueError("has both profile and traffic; give one of them")
         sites = [selection.site for selection in self.select]

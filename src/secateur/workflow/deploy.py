@@ -32,6 +32,7 @@ from secateur.workflow.golden import Golden
 from secateur.workflow.parity import Options
 from secateur.workflow.precision import Lowering, explained, in_words, lower, runnable, suspects
 from secateur.workflow.pruning import Fitting, Pruned, prune_and_fit, read_plan
+from secateur.workflow.quantising import quantisation_record, quantised, what_was_rounded
 from secateur.workflow.random_inputs import made_up_batches
 from secateur.workflow.report import render_report
 from secateur.workflow.results import Frozen, Results
@@ -193,6 +194,10 @@ def _place_models(draft: Draft, recipe: Recipe, work: Work, progress: Progress) 
     """Write the shipped model, its forced twin and the dense one; check every target first."""
     lowering = Lowering.of(recipe.precision)
     shipped, dense = work.shipped, work.reference.graph
+    if recipe.quantise is not None:
+        with progress.step(f"quantise to {recipe.quantise.kind} by the data"):
+            shipped = quantised(shipped, recipe.quantise, _batches(recipe, work.samples))
+        progress.note(what_was_rounded(shipped))
     if lowering.is_half:
         with progress.step(f"lower to {recipe.precision.type} what is safe on the data"):
             batches = _batches(recipe, work.samples)
@@ -354,6 +359,7 @@ def _write(
             "name": results.name,
             "source": results.source,
             "precision": precision_record(placed.shipped),
+            "quantised": quantisation_record(placed.shipped),
             "dense": asdict(results.dense),
             "pruned": asdict(results.pruned),
             "data": {"samples": len(work.samples), "sha256": work.samples.sha256},
