@@ -87,7 +87,7 @@ def _take_rows_and_columns(
     array: Array, rows: NDArray[np.int64], columns: NDArray[np.int64]
 ) -> Array:
     """Take along the first two axes in one go, without a copy of whole rows between."""
-    run = _common_run(columns, array.shape[1])
+    run = _common_run(columns, array.shape[1]) if array.ndim == 2 else 1  # channels have no heads
     columns = columns[::run] // run
     items = array.reshape(array.shape[0], array.shape[1] // run, -1)
     taken = np.empty((len(rows), len(columns), items.shape[2]), array.dtype)
