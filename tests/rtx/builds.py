@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import resource
 import tempfile
 from dataclasses import dataclass, replace
@@ -215,6 +216,10 @@ def check_side_car(built: Any, path: Path, capabilities: tuple[str, ...]) -> str
         true = {value.name: (_dtype(value), _shape(value)) for value in wanted}
         if told.keys() != true.keys() or any(not _agrees(told[n], true[n]) for n in true):
             wrong.append(f"{kind}: {told} instead of {true}")
+    wrong += _wrong_profiles(record, model)
+    told = next((p.value for p in model.metadata_props if p.key == "secateur.precision"), "{}")
+    if record["precision"] != json.loads(told).get("dtype", "float32"):
+        wrong.append(f"precision {record['precision']}")
     if record["onnx_sha256"].get(path.name) != hashlib.sha256(path.read_bytes()).hexdigest():
         wrong.append("the hash of the ONNX file")
     if record["engine_sha256"] != hashlib.sha256(built.engine).hexdigest():
@@ -224,6 +229,26 @@ def check_side_car(built: Any, path: Path, capabilities: tuple[str, ...]) -> str
     if not built.engine.startswith(b"vtrt"):
         wrong.append("no engine of TensorRT-RTX")
     return "; ".join(wrong)
+
+
+def _wrong_profiles(record: dict[str, Any], model: Any) -> list[str]:
+    """Inputs whose sizes or values may vary and that no range fits."""
+    held = {tensor.name for tensor in model.graph.initializer}
+    wrong = []
+    for value in model.graph.input:
+        shape, ends = _shape(value), record["profiles"].get(value.name)
+        if value.name in record["shape_values"] or (ends is None and -1 not in shape):
+            continue
+        if ends is None:
+            if value.name not in held:
+                wrong.append(f"no profile for {value.name}")
+        elif any(not _fits(end, shape) for end in ends):
+            wrong.append(f"the profile of {value.name}: {ends} for {shape}")
+    return wrong
+
+
+def _fits(end: list[int], shape: list[int]) -> bool:
+    return len(end) == len(shape) and all(b in (a, -1) for a, b in zip(end, shape, strict=True))
 
 
 def _agrees(told: tuple[str, list[int]], true: tuple[str, list[int]]) -> bool:

@@ -1,7 +1,8 @@
 """Build engines of TensorRT-RTX for every transformer, pruned and selecting: ``make rtx``.
 
-No GPU is needed. The rows go to ``build/rtx.json``. A refusal by the builder counts only
-where ``refusals.json`` lists it; a new one fails the run.
+No GPU is needed. The rows go to ``build/rtx.json``; those of
+``benchmarks/results/rtx.json`` are in docs/targets.md, by ``docs/make_targets.py``. A refusal
+by the builder counts only where ``refusals.json`` lists it; a new one fails the run.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def main() -> int:
         rows.append(row)
         _write(rows, options.output)  # a run that is stopped keeps what it found
     console.print(_table(rows))
+    if missing := sorted(set(everything) - {row["name"] for row in rows}):
+        console.print(f"no row yet: {', '.join(missing)}", highlight=False)
     return _verdict(rows, whole=len(rows) == len(everything))
 
 

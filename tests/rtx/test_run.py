@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -14,9 +15,10 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import pytest
-from builds import CAPABILITIES, Build, check_side_car, variants
+from builds import CAPABILITIES, PRECISIONS, Build, check_side_car, variants
+from catalogue import open_zoo
 from onnx import TensorProto, helper
-from subjects import Subject
+from subjects import CRASH, Subject, names_of
 from tests.passes.selection.models import Variant, write
 from tests.passes.selection.support import feeds
 from verdicts import in_full, is_listed, verdict
@@ -139,6 +141,42 @@ def test_a_child_that_died_a_wrong_side_car_and_a_large_error_fail() -> None:
     assert "off by nan" in verdict(_row(REFUSAL) | {"float16_error": float("nan")}, [LISTED])
 
 
+@pytest.fixture(scope="module")
+def committed() -> dict[str, Any]:
+    """The rows that the documents show."""
+    text = (ROOT / "benchmarks/results/rtx.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def test_every_model_of_the_zoo_and_the_examples_has_a_row(committed: dict[str, Any]) -> None:
+    wanted = names_of(open_zoo(ROOT / "tests" / "zoo" / "zoo.py"))
+    assert [row["name"] for row in committed["models"]] == sorted(wanted)
+
+
+def test_every_row_tells_of_every_target_in_both_precisions(committed: dict[str, Any]) -> None:
+    for row in committed["models"]:
+        for precision in ("float32",) if row["name"] == CRASH else PRECISIONS:
+            assert tuple(row[precision]["targets"]) == CAPABILITIES, row["name"]
+
+
+def test_no_committed_row_has_a_refusal_that_is_not_listed(committed: dict[str, Any]) -> None:
+    listed = json.loads((HERE / "refusals.json").read_text(encoding="utf-8"))
+    assert {row["name"]: verdict(row, listed) for row in committed["models"]} == dict.fromkeys(
+        [row["name"] for row in committed["models"]], ""
+    )
+    assert committed["built_in_full"] == sum(in_full(row) for row in committed["models"]) >= 20
+
+
+def test_the_page_shows_the_committed_rows() -> None:
+    spec = importlib.util.spec_from_file_location("targets", ROOT / "docs" / "make_targets.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
+    assert written == module.page(), "run: python docs/make_targets.py"
+
+
 def test_every_listed_refusal_says_why() -> None:
     for one in json.loads((HERE / "refusals.json").read_text(encoding="utf-8")):
         assert set(one) == set(LISTED)
@@ -167,6 +205,9 @@ def engine(tmp_path: Path) -> tuple[_Built, Path]:
         "onnx_sha256": {"model.onnx": hashlib.sha256(path.read_bytes()).hexdigest()},
         "engine_sha256": hashlib.sha256(content).hexdigest(),
         "compute_capabilities": list(CAPABILITIES),
+        "profiles": {"x": [[1, 4], [2, 4], [8, 4]]},
+        "shape_values": {},
+        "precision": "float32",
     }
     return _Built(content, record), path
 
@@ -191,6 +232,10 @@ def test_an_engine_may_know_a_size_that_its_file_leaves_open(engine: tuple[_Buil
         ({"onnx_sha256": {}}, "hash of the ONNX file"),
         ({"engine_sha256": "0"}, "hash of the engine"),
         ({"compute_capabilities": ["sm86"]}, "capabilities"),
+        ({"profiles": {}}, "no profile for x"),
+        ({"profiles": {"x": [[1, 4], [2, 5], [8, 4]]}}, "profile of x"),
+        ({"profiles": {"x": [[1], [2], [8]]}}, "profile of x"),
+        ({"precision": "float16"}, "precision"),
     ],
 )
 def test_a_side_car_that_contradicts_its_file_is_seen(
