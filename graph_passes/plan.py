@@ -142,7 +142,7 @@ def make_plan(
         analysis.allow_outputs,
         blocks,
     )
-    resolve_plan(analysis, plan)
+    _check(analysis, plan)
     return plan
 
 
@@ -158,15 +158,20 @@ def resolve_plan(analysis: Analysis, plan: Plan) -> dict[Atom, NDArray[np.int64]
             do not exist or stand twice, a group that would be emptied, frozen or inexact, or
             that lies in a block which goes whole.
     """
+    _check(analysis, plan)
+    kept = [(analysis.group(name), units) for name, units in plan.keep.items()]
+    return {
+        group.atom: np.asarray(sorted(units), dtype=np.int64)
+        for group, units in kept
+        if len(units) < group.size
+    }
+
+
+def _check(analysis: Analysis, plan: Plan) -> None:
     _check_model(analysis, plan)
-    keep: dict[Atom, NDArray[np.int64]] = {}
     for name, units in plan.keep.items():
-        group = analysis.group(name)
-        _check_group(group, units, plan)
-        if len(units) < group.size:
-            keep[group.atom] = np.asarray(sorted(units), dtype=np.int64)
+        _check_group(analysis.group(name), units, plan)
     _check_blocks(analysis, plan)
-    return keep
 
 
 def _check_model(analysis: Analysis, plan: Plan) -> None:
