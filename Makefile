@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test sweep check selectors zoo peers frameworks rtx oracles properties madtp-train gpu clean setup
+.PHONY: demo test sweep check selectors zoo peers frameworks rtx oracles properties madtp madtp-train gpu clean setup
 
 setup: $(READY)
 
@@ -97,10 +97,15 @@ selectors: $(READY)
 properties: $(READY)
 	SECATEUR_RANDOM_GRAPHS=5000 $(BIN)/python -m pytest tests/laws/test_random_graphs.py -s
 
+# Exports the committed models of examples/madtp, checks them, prints what pruning costs and gives.
+madtp: $(READY)
+	$(BIN)/python examples/madtp/table.py
+
 # The weights of examples/madtp, from scratch; goes on where it was interrupted.
 madtp-train: $(READY)
 	$(BIN)/python examples/madtp/train.py dense
-	$(BIN)/python examples/madtp/train.py madtp 0.5 0.8
+	$(BIN)/python examples/madtp/train.py madtp 0.5
+	$(BIN)/python examples/madtp/train.py madtp 0.6 0.7 0.8 --start 0.5
 
 # On a machine with a CUDA device: the tests that need one, then probes, parity and times as a
 # table and JSON, in 8 minutes. Without one it says, cell by cell, why it did not run.

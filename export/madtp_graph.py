@@ -164,7 +164,7 @@ def _slots(to: Assembly, tower: Tower, site: str, planned: Values, knob: ir.Valu
     A TopK of positions makes them: TensorRT has no Range that ends where data says. It has to see
     a bound of what data says (the minimum), or it asks for memory for the largest number there is.
     """
-    one, zero = to.integers("one", 1), to.integers("zero", 0)
+    zero = to.integers("zero", 0)
     length = to.op("Shape", f"{site}.cut/before", planned["ranking"], start=1, end=2)
     if tower.how.form == "schedule":
         longest = to.op("Add", f"{site}.cut/k", knob, to.integers("two", 2))
@@ -172,7 +172,7 @@ def _slots(to: Assembly, tower: Tower, site: str, planned: Values, knob: ir.Valu
         prunes = to.op("Less", f"{site}.cut/prunes", planned["kept"], planned["available"])
         extra = to.op("Cast", f"{site}.cut/extra", prunes, to=ir.DataType.INT64.value)
         rest = to.op("Add", f"{site}.cut/rest", planned["kept"], extra)
-        own = to.op("Add", f"{site}.cut/own", rest, one)
+        own = to.op("Add", f"{site}.cut/own", rest, to.integers("one", 1))
         longest = to.op("ReduceMax", f"{site}.cut/longest", own, zero, keepdims=1)
     most = to.op("Min", f"{site}.cut/most", longest, length)
     to.cuts.append(
