@@ -28,10 +28,8 @@ is no GPU in that run.
 
 The table is written by `python docs/make_targets.py` from
 [rtx.json](../benchmarks/results/rtx.json): TensorRT-RTX {version}, {date}, {count} models,
-{built} built in full. The rows come from several runs with `RTX='--add --only ...'`, {minutes}
-minutes in all on two shared cores; profiles and precision of the side-cars were first compared in
-those of detr, deit_distilled and digits_vit. The error is that of the lowered model with every
-result rounded, against float32.
+{built} built in full; {minutes} minutes of work, two models at a time. The error is that of the
+lowered model with every result rounded, against float32.
 
 | model | shapes | removed | tokens dropped | fp32 | fp16 | fp16 error |
 |---|---|---|---|---|---|---|
