@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from secateur.runtime.backend import Array, Arrays
 from secateur.workflow.image_files import read_images
 
 if TYPE_CHECKING:
-    from secateur.models.families import Tokenizer
+    from secateur.workflow.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +82,7 @@ class Samples:
         return np.concatenate(padded)
 
 
-class Taker(Protocol):
-    """A model, as far as its inputs go; ``workflow.sources.Source`` is one.
-
-    ``tokenizer`` is called with texts, ``prepare`` with a list of pictures; None where the
-    model's family does not know how.
-    """
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the inputs; others are dropped from a tokenizer's output."""
-
-    @property
-    def tokenizer(self) -> Tokenizer | None:
-        """The model's own."""
-
-    @property
-    def prepare(self) -> Callable[[list[object]], dict[str, Array]] | None:
-        """The model's own."""
-
-
-def load_samples(data: Data, model: Taker) -> Samples:
+def load_samples(data: Data, model: Source) -> Samples:
     """Read what the recipe's ``data`` names.
 
     Args:
@@ -142,7 +122,7 @@ def example_samples(inputs: Arrays) -> Samples:
     return Samples(split, tuple(f"example {i}" for i in range(count)))
 
 
-def _from_texts(data: Data, model: Taker) -> Samples:
+def _from_texts(data: Data, model: Source) -> Samples:
     inputs, tokenizer = model.inputs, model.tokenizer
     if tokenizer is None:
         raise BadInputError(
@@ -162,7 +142,7 @@ def _from_texts(data: Data, model: Taker) -> Samples:
     return Samples(arrays, tuple(lines), pieces, padding)
 
 
-def _from_images(data: Data, model: Taker) -> Samples:
+def _from_images(data: Data, model: Source) -> Samples:
     prepare = model.prepare
     if prepare is None or model.tokenizer is not None:
         raise BadInputError(

@@ -99,11 +99,11 @@ def check_targets(model: Path, spec: EngineSpec, targets: Iterable[str]) -> None
     outline = read_outline(model)
     sites = sites_from_metadata(outline.metadata)
     for target in map(parse_target, targets):
-        check_types(outline, target)
-        installed_version(target.backend)
         if target.backend == "onnxruntime" and not spec.profiles:
-            continue  # it takes every shape
-        check_build(outline, sites, complete_spec(outline, spec, target), target)
+            check_types(outline, target)  # it takes every shape
+        else:
+            check_build(outline, sites, complete_spec(outline, spec, target), target)
+        installed_version(target.backend)
 
 
 def ship(draft: Draft, targets: Iterable[str], options: BuildOptions) -> tuple[Artefact, ...]:

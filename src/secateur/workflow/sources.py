@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -67,7 +67,7 @@ def load_model(
     """
     loaded = load(spec)
     if loaded.model is not None:
-        return _source(loaded, loaded.model, {})
+        return _source(spec, loaded, loaded.model, {})
     from secateur.export.torch_export import from_torch
 
     if loaded.net is None:
@@ -76,14 +76,14 @@ def load_model(
     axes = dict(dynamic) if dynamic else loaded.dynamic
     graph = from_torch(net, loaded.inputs, axes, opset=opset)
     examples = {name: tensor.detach().cpu().numpy() for name, tensor in loaded.inputs.items()}
-    return replace(_source(loaded, graph, examples), spec=spec)
+    return _source(spec, loaded, graph, examples)
 
 
-def _source(loaded: LoadedModel, graph: ir.Model, examples: dict[str, Array]) -> Source:
+def _source(spec: str, loaded: LoadedModel, graph: ir.Model, examples: dict[str, Array]) -> Source:
     """Tell the dense graph and the one with markers apart."""
     marked = graph if has_markers(graph) else None
     dense, tokenizer = without_markers(graph), loaded.tokenizer
-    return Source(loaded.source, loaded.net, dense, marked, tokenizer, examples, loaded.prepare)
+    return Source(spec, loaded.net, dense, marked, tokenizer, examples, loaded.prepare)
 
 
 __all__ = ["Source", "load_model"]
