@@ -61,6 +61,7 @@ SPLITS = ((0, 2), (1, 3), (0, 1, 2, 3))
 ROOM = BATCH * (1 + 36)
 """Tokens of a batch of images before they are pruned."""
 CAPABILITY = "sm86"
+PRUNING: tuple[Form, ...] = ("schedule", "decoupled", "faithful")
 Array = NDArray[Any]
 
 
@@ -247,9 +248,9 @@ def relative(made: Array, want: Array) -> float:
 
 
 def engines(folder: Path) -> dict[str, Any]:
-    """Build the graph of the digits model for TensorRT-RTX: a schedule, and counts of its own."""
+    """Build the graph of the digits model for TensorRT-RTX, in every form that prunes."""
     given = digits()
-    return {form: engine(folder, given, form) for form in ("schedule", "decoupled")}
+    return {form: engine(folder, given, form) for form in PRUNING}
 
 
 def engine(folder: Path, given: Digits, form: Form) -> dict[str, Any]:
