@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -12,11 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from secateur.export.dimension_names import Dynamic
+from secateur.export.madtp_parts import DECISIONS
 from secateur.export.parameter_names import METADATA_KEY as PARAMETERS_KEY
 from secateur.export.torch_export import DIMENSIONS_KEY, from_torch
 
 CUTS_KEY = "secateur.madtp"
 """Metadata entry: JSON list of the cuts, see ``Assembly.cut``."""
+
+FLOAT32_KEY = "secateur.float32"
+"""Metadata entry: JSON list of patterns of modules that no lowering of precision touches."""
 
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -138,6 +143,8 @@ class Assembly:
         model.metadata_props[PARAMETERS_KEY] = json.dumps(self._recorded, sort_keys=True)
         model.metadata_props[DIMENSIONS_KEY] = json.dumps({"batch": [1, None]})
         model.metadata_props[CUTS_KEY] = json.dumps(self.cuts)
+        if self.cuts:
+            model.metadata_props[FLOAT32_KEY] = json.dumps([DECISIONS])
         return model
 
     def _constant(self, name: str, value: ir.Value) -> ir.Value:
@@ -172,9 +179,9 @@ def _label(node: ir.Node, place: Place) -> None:
     node.name = f"{place.name}/{node.name}"
     scopes = node.metadata_props.get(_SCOPES_KEY)
     if scopes is not None:
-        node.metadata_props[_SCOPES_KEY] = re.sub(
-            r"'([^']+)'", lambda found: repr(place.rename(found[1])), scopes
-        )
+        *modules, operator = ast.literal_eval(scopes)
+        renamed = [place.rename(module) if module else module for module in modules]
+        node.metadata_props[_SCOPES_KEY] = repr([*renamed, operator])
     for value in node.outputs:
         value.name = f"{place.name}/{value.name}"
         if value.shape is not None:
@@ -187,4 +194,4 @@ def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | ir.Sy
     return ir.SymbolicDim(_WORD.sub(lambda word: names.get(word[0], word[0]), str(dim.value)))
 
 
-__all__ = ["CUTS_KEY", "Assembly", "Place", "Traces", "Values"]
+__all__ = ["CUTS_KEY", "FLOAT32_KEY", "Assembly", "Place", "Traces", "Values"]

@@ -137,8 +137,10 @@ def _word(path: str) -> str:
 
 def _renaming(tower: Tower, layer: int) -> Callable[[str], str]:
     def rename(name: str) -> str:
-        if name == "concepts":
+        if name == "decision.concepts":
             return "concepts.weight"
+        if name == "decision":
+            return f"{tower.prefix}.{layer}.decision"
         for mine, theirs in (("layer", tower.prefix), ("query", tower.query_prefix)):
             if name == mine or name.startswith(f"{mine}."):
                 return f"{theirs}.{layer}{name.removeprefix(mine)}"

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from secateur.models.madtp.attention import Attended
 from secateur.models.madtp.blocks import Block, Context
 from secateur.models.madtp.budget import Scheduled
 from secateur.models.madtp.concepts import concept_scores
@@ -24,6 +25,10 @@ from secateur.models.madtp.rules import Rule, budget_of
 Form = Literal["decoupled", "faithful", "schedule", "dense"]
 """``decoupled``: every sample its own count; ``faithful``: one count for the batch, its largest,
 as published; ``schedule``: counts are an input; ``dense``: nothing is pruned."""
+
+
+DECISIONS = "*.decision"
+"""Modules of a graph in which tokens are judged and counted: a pattern of their paths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,36 @@ class How:
         return self.form == "faithful"
 
 
+class Decision(nn.Module):
+    """What a layer does with its tokens; a module of its own, so that its nodes have a scope.
+
+    The scope is what precision asks for: the decision stays in float32, see ``DECISIONS``.
+    """
+
+    def __init__(self, concepts: Tensor, how: How) -> None:
+        super().__init__()
+        self.how = how
+        self.concepts = nn.Parameter(concepts.detach().clone())
+
+    def forward(self, before: Tensor, at: Start, attended: Attended, knob: Tensor) -> Plan:
+        """Judge the tokens, and plan.
+
+        Args:
+            before: (B, L, Ds), what the layer was given, as wide as the concepts.
+            at: what is to be cut, behind the attention.
+            attended: the attention.
+            knob: () temperature, or (1,) int64 count of a schedule.
+        """
+        how = self.how
+        scores = concept_scores(before, self.concepts) if how.rule == "madtp" else None
+        pruning = Pruning(coupled=how.coupled, by=how.rule)
+        tokens, evidence = judge(at, (scores, attended), pruning)
+        if how.form == "schedule":
+            return plan(tokens, evidence, Scheduled(knob))
+        budget = budget_of(how.rule, knob, coupled=how.coupled, floor=at.floor)
+        return plan(tokens, evidence, budget)
+
+
 class Front(nn.Module):
     """A layer up to its decision."""
 
@@ -49,7 +84,7 @@ class Front(nn.Module):
     ) -> None:
         super().__init__()
         self.layer, self.query, self.how = layer, query, how
-        self.concepts = nn.Parameter(concepts.detach().clone())
+        self.decision = Decision(concepts, how)
 
     def forward(
         self,
@@ -68,19 +103,10 @@ class Front(nn.Module):
             end: (B,) int64, of a token that stays.
             floor: (B,) int64.
         """
-        how = self.how
         before = hidden if self.query is None else self.query(hidden)
-        stream, attended = how.block.attend(self.layer, hidden, mask)
-        scores = concept_scores(before, self.concepts) if how.rule == "madtp" else None
-        pruning = Pruning(coupled=how.coupled, by=how.rule)
-        at = Start(stream, mask, end=end)
-        tokens, evidence = judge(at, (scores, attended), pruning)
-        if how.form == "schedule":
-            budget = Scheduled(knob)
-        else:
-            least = 0 if floor is None else floor
-            budget = budget_of(how.rule, knob, coupled=how.coupled, floor=least)  # type: ignore[assignment]
-        made = plan(tokens, evidence, budget)
+        stream, attended = self.how.block.attend(self.layer, hidden, mask)
+        at = Start(stream, mask, floor=0 if floor is None else floor, end=end)
+        made = self.decision(before, at, attended, knob)
         shape = made.available.shape  # counts that are the batch's become each sample's
         return {
             "stream": stream,
@@ -206,4 +232,16 @@ def stand_in(layer: nn.Module) -> nn.Module:
     return made
 
 
-__all__ = ["Back", "Form", "Front", "How", "PairedPixels", "Pixels", "Whole", "Words", "stand_in"]
+__all__ = [
+    "DECISIONS",
+    "Back",
+    "Decision",
+    "Form",
+    "Front",
+    "How",
+    "PairedPixels",
+    "Pixels",
+    "Whole",
+    "Words",
+    "stand_in",
+]

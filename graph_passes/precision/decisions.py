@@ -31,6 +31,9 @@ from secateur.graph_passes.token_selection import SITES_KEY
 HEADROOM = 4.0
 """Values seen on the user's data must stay this factor below the largest finite number."""
 
+FLOAT32_KEY = "secateur.float32"
+"""Metadata entry of a model that knows what must stay: JSON list of patterns, as ``keep``."""
+
 _DOMAINS = frozenset({"", "ai.onnx", "com.microsoft"})
 
 State = Literal["half", "float32", "free"]
@@ -98,6 +101,7 @@ class _Decider:
         self.holds = HOLDS[precision.dtype]
         self.found = Decisions()
         self.states: dict[ir.Value, State] = {}
+        self.keep = (*precision.keep, *json.loads(model.metadata_props.get(FLOAT32_KEY, "[]")))
         self.inside = _selection_prefixes(model)
         self.deciding = _deciding(model.graph)
         self.undecided: set[ir.Node] = set()
@@ -189,7 +193,7 @@ class _Decider:
 
     def _is_asked(self, node: ir.Node) -> bool:
         names = (module_path(node), node_name(node))
-        return any(fnmatch.fnmatchcase(n, p) for n in names if n for p in self.precision.keep)
+        return any(fnmatch.fnmatchcase(n, p) for n in names if n for p in self.keep)
 
     def _selects(self, node: ir.Node) -> bool:
         """Tokens move in whatever type they have; everything else of a selection is exact."""

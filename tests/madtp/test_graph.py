@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from tests.madtp import small
+from tests.madtp import graphs, small
 
 from secateur.errors import BadInputError
 from secateur.export.madtp_models import nlvr_graph, vision_graph
@@ -20,12 +18,7 @@ from secateur.models.madtp.towers import blip_image
 from secateur.runtime.staged import Boundary, Crossing, Staged
 from secateur.workflow.madtp_stages import split
 
-
-@functools.cache
-def _exported(form):
-    net = small.nlvr()
-    model = nlvr_graph(net, form)
-    return net, model, ort.InferenceSession(ir.to_proto(model).SerializeToString())
+_exported = graphs.nlvr
 
 
 @torch.no_grad()
@@ -33,34 +26,24 @@ def _want(net, inputs, compression):
     return net(**inputs, compression=compression)["logits"].numpy()
 
 
-def _close(made, want):
-    np.testing.assert_allclose(made, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())
-
-
-def _feeds(inputs, temperature):
-    return {n: v.numpy() for n, v in inputs.items()} | {
-        "temperature": np.array(temperature, dtype=np.float32)
-    }
-
-
 @pytest.mark.sweep
 @pytest.mark.parametrize("temperature", [0.5, 3.0, 20.0])
 def test_one_graph_serves_every_temperature(temperature):
     net, _, session = _exported("decoupled")
     inputs = small.nlvr_inputs()
-    (made,) = session.run(None, _feeds(inputs, temperature))
-    _close(made, _want(net, inputs, Compression.at(temperature)))
+    (made,) = session.run(None, graphs.feeds(inputs, temperature=temperature))
+    graphs.close(made, _want(net, inputs, Compression.at(temperature)))
 
 
 @pytest.mark.sweep
 def test_a_sample_of_the_graph_is_what_it_is_alone():
     session = _exported("decoupled")[2]
-    feeds = _feeds(small.nlvr_inputs(), 3.0)
+    feeds = graphs.feeds(small.nlvr_inputs(), temperature=3.0)
     (together,) = session.run(None, feeds)
     for b in range(3):
         alone = {n: (v[b : b + 1] if v.ndim else v) for n, v in feeds.items()}
         (made,) = session.run(None, alone)
-        _close(made[0], together[b])
+        graphs.close(made[0], together[b])
 
 
 @pytest.mark.sweep
@@ -73,10 +56,13 @@ def test_cross_attention_follows_the_cuts_under_padding_on_both_sides():
     short = inputs | {name: inputs[name][:, :length] for name in texts}
     assert length < inputs["input_ids"].shape[1]
     want = _want(net, short, Compression.at(3.0))
-    _close(session.run(None, _feeds(inputs, 3.0))[0], want)
+    graphs.close(session.run(None, graphs.feeds(inputs, temperature=3.0))[0], want)
     swapped = inputs | {"pixel_values": inputs["pixel_values"].flip(1)}
     other = short | {"pixel_values": swapped["pixel_values"]}
-    _close(session.run(None, _feeds(swapped, 3.0))[0], _want(net, other, Compression.at(3.0)))
+    graphs.close(
+        session.run(None, graphs.feeds(swapped, temperature=3.0))[0],
+        _want(net, other, Compression.at(3.0)),
+    )
 
 
 @pytest.mark.sweep
@@ -91,8 +77,8 @@ def test_the_faithful_form_is_the_published_coupling():
     net, _, session = _exported("faithful")
     inputs = small.nlvr_inputs()
     for temperature in (0.5, 3.0):
-        (made,) = session.run(None, _feeds(inputs, temperature))
-        _close(made, _want(net, inputs, Compression.at(temperature, coupled=True)))
+        (made,) = session.run(None, graphs.feeds(inputs, temperature=temperature))
+        graphs.close(made, _want(net, inputs, Compression.at(temperature, coupled=True)))
 
 
 @pytest.mark.sweep
@@ -101,7 +87,7 @@ def test_the_dense_form_is_the_dense_model():
     inputs = small.nlvr_inputs()
     assert "temperature" not in {value.name for value in model.graph.inputs}
     feeds = {name: value.numpy() for name, value in inputs.items()}
-    _close(session.run(None, feeds)[0], _want(net, inputs, Compression()))
+    graphs.close(session.run(None, feeds)[0], _want(net, inputs, Compression()))
 
 
 @torch.no_grad()
@@ -119,7 +105,7 @@ def test_a_vision_tower_is_a_graph_by_itself(form):
     made = session.run(["hidden"], {"pixel_values": pixels.numpy()} | knob)[0]
     want = blip_image(net.vision, net.concepts.weight, pixels, pruning).hidden.numpy()
     assert made.shape[1] < 17
-    _close(made, want)
+    graphs.close(made, want)
 
 
 @pytest.mark.sweep
@@ -133,25 +119,7 @@ def test_counts_of_a_schedule_are_inputs(images, text):
     feeds = {n: v.numpy() for n, v in inputs.items()}
     feeds |= {"image_counts": counts[0].numpy(), "text_counts": counts[1].numpy()}
     want = _want(net, inputs, Compression(*(Pruning(counts=c) for c in counts)))
-    _close(session.run(None, feeds)[0], want)
-
-
-def _staged(model, sites):
-    parts = split(model, sites)
-    sessions = [ort.InferenceSession(part.SerializeToString()) for part in parts.models]
-
-    def running(session):
-        names = [value.name for value in session.get_outputs()]
-        wanted = {value.name for value in session.get_inputs()}
-        return lambda given: dict(
-            zip(
-                names,
-                session.run(None, {n: a for n, a in given.items() if n in wanted}),
-                strict=True,
-            )
-        )
-
-    return Staged([running(session) for session in sessions], parts.boundaries)
+    graphs.close(session.run(None, feeds)[0], want)
 
 
 @pytest.mark.sweep
@@ -163,15 +131,15 @@ def test_samples_that_are_regrouped_between_stages_come_out_as_alone(batch, toke
         n: torch.cat([v, v.flip(0) * (0.5 if v.is_floating_point() else 1)])
         for n, v in inputs.items()
     }
-    feeds = _feeds(queue, 1.0)
+    feeds = graphs.feeds(queue, temperature=1.0)
     alone = [
         session.run(None, {n: (v[b : b + 1] if v.ndim else v) for n, v in feeds.items()})[0]
         for b in range(6)
     ]
     sites = ["vision.encoder.layers.0", "vision.encoder.layers.1", "text.encoder.layer.0"]
-    made = _staged(model, sites).run(feeds, batch, shared=("temperature",), tokens=tokens)
+    made = graphs.staged(model, sites).run(feeds, batch, shared=("temperature",), tokens=tokens)
     assert list(made) == ["logits"]
-    _close(made["logits"], np.concatenate(alone))
+    graphs.close(made["logits"], np.concatenate(alone))
 
 
 @pytest.mark.sweep
