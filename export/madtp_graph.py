@@ -25,6 +25,7 @@ _ROWS, _TOKENS, _SLOTS, _IMAGE_TOKENS = 3, 9, 5, 7
 """Sizes while tracing; all different, none of them 1."""
 
 _PER_TOKEN, _PER_SAMPLE = {0: "batch", 1: "tokens"}, {0: "batch"}
+_PER_IMAGE_TOKEN = {0: "batch", 1: "image_tokens"}
 _PLANNED = {
     "stream": _PER_TOKEN,
     "ranking": _PER_TOKEN,
@@ -47,6 +48,8 @@ class Tower:
     """Its rows, in terms of the model's batch."""
     queries: Sequence[nn.Module] = ()
     query_prefix: str = ""
+    name: str = ""
+    """Of this run of the layers, where a model runs them more than once."""
 
     @property
     def width(self) -> int:
@@ -80,9 +83,10 @@ def add_stack(
     """
     at = dict(start)
     images = {name: value for name, value in start.items() if name.startswith("image")}
-    tokens = f"{tower.prefix}.tokens"
+    run = f"{tower.name}.{tower.prefix}" if tower.name else tower.prefix
+    tokens = f"{run}.tokens"
     for i in range(len(tower.layers)):
-        site = f"{tower.prefix}.{i}"
+        site = f"{run}.{i}"
         dims = {"batch": tower.batch, "tokens": _word(tokens), "length": _word(f"{site}.tokens")}
         dims["image_tokens"] = "image_tokens"
         place = Place(site, _renaming(tower, i), dims)
@@ -121,8 +125,7 @@ def _whole(tower: Tower, layer: nn.Module, given: Values) -> Traceable:
     axes = {"hidden": _PER_TOKEN, "mask": _PER_TOKEN}
     for name in given:
         if name.startswith("image"):
-            inputs[name] = torch.randn(_ROWS, _IMAGE_TOKENS, _context_width(layer))
-            axes[name] = {0: "batch", 1: "image_tokens"}
+            inputs[name], axes[name] = _shown(name, layer), _PER_IMAGE_TOKEN
     net = Whole(stand_in(layer), tower.how).eval()
     return net, {n: inputs[n] for n in given}, {n: axes[n] for n in given}
 
@@ -231,14 +234,17 @@ def _back(tower: Tower, layer: nn.Module, given: Values) -> Traceable:
     axes = _PLANNED | {"slot": {0: "length"}, "mask": _PER_TOKEN, "end": _PER_SAMPLE}
     for name in given:
         if name.startswith("image"):
-            mask = torch.arange(_IMAGE_TOKENS)[None] < torch.tensor([[7], [4], [6]])
-            width = _context_width(layer)
-            tokens = torch.randn(_ROWS, _IMAGE_TOKENS, width)
-            examples[name] = mask if "mask" in name else tokens
-            axes[name] = {0: "batch", 1: "image_tokens"}
+            examples[name], axes[name] = _shown(name, layer), _PER_IMAGE_TOKEN
     wanted = [*_PLANNED, "slot", *given]
     net = Back(stand_in(layer), tower.how).eval()
     return net, {n: examples[n] for n in wanted}, {n: axes[n] for n in wanted}
+
+
+def _shown(name: str, layer: nn.Module) -> Tensor:
+    """Tokens of an image that a layer looks at, or their mask."""
+    if "mask" in name:
+        return torch.arange(_IMAGE_TOKENS)[None] < torch.tensor([[7], [4], [6]])
+    return torch.randn(_ROWS, _IMAGE_TOKENS, _context_width(layer))
 
 
 def _context_width(layer: nn.Module) -> int:

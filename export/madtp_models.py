@@ -1,25 +1,42 @@
-"""MADTP's task models as graphs: what goes around their two towers."""
+"""MADTP's task models as graphs, one of each, and a vision tower by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import onnx_ir as ir
-import torch
 from torch import Tensor, nn
 
-from secateur.export.madtp_assembly import Assembly, Place, Traces, Values
-from secateur.export.madtp_graph import Tower, Traceable, add_stack, check_form
-from secateur.export.madtp_parts import Form, How, PairedPixels, Pixels, Words
+from secateur.export.madtp_assembly import Assembly, Traces, Values
+from secateur.export.madtp_ends import (
+    IMAGES,
+    TEXT,
+    Vision,
+    add_embedding,
+    add_head,
+    add_vision,
+    add_words,
+    knob_inputs,
+    knobs,
+    named_tensors,
+    pixel_input,
+    text_input,
+)
+from secateur.export.madtp_graph import Tower, add_stack, check_form
+from secateur.export.madtp_parts import Form, How
+from secateur.export.madtp_texts import add_clip_text, add_decoder
 from secateur.models.madtp import blocks
 from secateur.models.madtp.concepts import Concepts
 from secateur.models.madtp.rules import Rule
-from secateur.models.madtp.tasks import BlipNlvr
+from secateur.models.madtp.tasks import (
+    BlipCaption,
+    BlipNlvr,
+    BlipRetrieval,
+    BlipVqa,
+    ClipRetrieval,
+)
 
-IMAGES, TEXT = "image", "text"
-_BATCH = {0: "batch"}
-_TOKENS = {0: "batch", 1: "tokens"}
+_TEXT = ("input_ids", "attention_mask")
 
 
 def nlvr_graph(
@@ -45,28 +62,20 @@ def nlvr_graph(
         BadInputError: an unknown form.
     """
     check_form(form)
-    size = cast("Any", net.vision).config.image_size
-    pixels = _input("pixel_values", ir.DataType.FLOAT, ["batch", 2, 3, size, size])
-    knobs_of = {IMAGES: net.vision, TEXT: net.text}
-    to = Assembly([pixels, *_text_inputs(), *_knob_inputs(knobs_of, form)], traces=traces)
-    state = named_tensors(net)
-    images = _paired_images(to, net, (form, rule), state)
-    words = to.add(
-        to.traced("words", lambda: _words(net.text)),
-        {name: to.inputs[name] for name in ("input_ids", "attention_mask")},
-        Place("text.embeddings", lambda name: f"text.{name}", {"tokens": "tokens"}),
-        state,
-    )
-    tower = Tower(
-        cast("Any", net.text).encoder.layer,
-        "text.encoder.layer",
-        net.concepts.weight,
-        How(blocks.BLIP_TEXT, form, rule),
-    )
-    told = add_stack(to, tower, words | images, knobs(to, form, TEXT), state)
-    head = to.traced("head", lambda: _head(net.cls_head, tower.width))
-    place = Place("cls_head", lambda name: name)
-    return to.finished(to.add(head, {"hidden": told["hidden"]}, place, state))
+    knob = knob_inputs({IMAGES: net.vision, TEXT: net.text}, form)
+    inputs = [pixel_input(net.vision, 2), *map(text_input, _TEXT), *knob]
+    to, state = Assembly(inputs, traces=traces), named_tensors(net)
+    how = How(blocks.BLIP_VISION, form, rule)
+    seen = add_vision(to, Vision(net.vision, net.concepts.weight, how, batch="2*batch"), state)
+    context = {
+        f"{_CONTEXT[name]}{i}": half
+        for name, value in seen.items()
+        for i, half in enumerate(_halves(to, f"image_{name}", value))
+    }
+    tower = _text_tower(net.text, net.concepts.weight, How(blocks.BLIP_TEXT, form, rule))
+    words = add_words(to, net.text, state)
+    told = add_stack(to, tower, words | context, knobs(to, form, TEXT), state)
+    return to.finished({"logits": add_head(to, net.cls_head, told["hidden"], ("cls_head", state))})
 
 
 def vision_graph(
@@ -92,93 +101,149 @@ def vision_graph(
         BadInputError: an unknown form.
     """
     check_form(form)
-    config = cast("Any", vision).config
-    pixels = _input("pixel_values", ir.DataType.FLOAT, ["batch", 3, *[config.image_size] * 2])
-    knob = _knob_inputs({IMAGES: vision}, form)
-    to = Assembly([pixels, *knob], traces=traces)
+    to = Assembly([pixel_input(vision), *knob_inputs({IMAGES: vision}, form)], traces=traces)
     tensors = named_tensors(vision).items()
     state = {f"vision.{n}": t for n, t in tensors} | {"concepts.weight": concepts.weight}
-    seen = _embedded(to, vision, ("pixel", Pixels), state, form=form)
-    done = _seen(to, vision, (concepts.weight, How(blocks.BLIP_VISION, form)), (seen, state))
-    return to.finished(done)
+    how = How(blocks.BLIP_VISION, form)
+    return to.finished(add_vision(to, Vision(vision, concepts.weight, how), state))
 
 
-def named_tensors(net: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, also those that no checkpoint holds."""
-    everything = [*net.named_parameters(), *net.named_buffers()]
-    return {name: tensor.detach() for name, tensor in everything}
+def retrieval_graph(
+    net: BlipRetrieval, form: Form = "decoupled", *, traces: Traces | None = None
+) -> ir.Model:
+    """``BlipRetrieval`` as one graph; the text is read alone and, again, with the image.
 
+    Inputs: ``pixel_values`` (B, 3, H, W), ``input_ids`` and ``attention_mask`` (B, N), and
+    ``temperature`` (), or with a schedule ``image_counts`` and ``text_counts`` (layers,) int64.
+    Outputs: ``itm_logits`` (B, 2), ``image_embeds`` and ``text_embeds`` (B, P).
 
-def _paired_images(
-    to: Assembly, net: BlipNlvr, how: tuple[Form, Rule], state: dict[str, Tensor]
-) -> Values:
-    form, rule = how
-    seen = _embedded(to, net.vision, ("pixels", PairedPixels), state, form=form)
-    how_seen = (net.concepts.weight, How(blocks.BLIP_VISION, form, rule))
-    done = _seen(to, net.vision, how_seen, (seen, state), batch="2*batch")
-    names = ("image0", "image1")
-    values = dict(zip(names, _halves(to, "images", done["hidden"]), strict=True))
-    if "mask" in done:
-        names = ("image_mask0", "image_mask1")
-        values |= dict(zip(names, _halves(to, "image_masks", done["mask"]), strict=True))
-    return values
+    Args:
+        net: the model.
+        form: whose counts.
+        traces: shared by the exports of models that have the same sizes.
 
-
-def _embedded(
-    to: Assembly,
-    vision: nn.Module,
-    part: tuple[str, type[Pixels | PairedPixels]],
-    state: dict[str, Tensor],
-    *,
-    form: Form,
-) -> Values:
-    """Patches, and a mask of them where samples may differ in how many they keep."""
-    name, kind = part
-    made = to.add(
-        to.traced(name, lambda: _pixels(vision, kind)),
-        {"pixel_values": to.inputs["pixel_values"]},
-        Place("vision.embeddings", lambda parameter: f"vision.{parameter}"),
-        state,
+    Raises:
+        BadInputError: an unknown form.
+    """
+    check_form(form)
+    knob = knob_inputs({IMAGES: net.vision, TEXT: net.text}, form)
+    inputs = [pixel_input(net.vision), *map(text_input, _TEXT), *knob]
+    to, state = Assembly(inputs, traces=traces), named_tensors(net)
+    concepts, how = net.concepts.weight, How(blocks.BLIP_TEXT, form)
+    image = Vision(net.vision, concepts, How(blocks.BLIP_VISION, form))
+    seen = add_vision(to, image, state)
+    words, counts = add_words(to, net.text, state), knobs(to, form, TEXT)
+    alone = add_stack(to, _text_tower(net.text, concepts, how, "alone"), words, counts, state)
+    tower = _text_tower(net.text, concepts, how)
+    fused = add_stack(to, tower, words | _context(seen), counts, state)
+    projected = {
+        "image_embeds": (net.vision_proj, seen["hidden"], "vision_proj"),
+        "text_embeds": (net.text_proj, alone["hidden"], "text_proj"),
+    }
+    return to.finished(
+        {"itm_logits": add_head(to, net.itm_head, fused["hidden"], ("itm_head", state))}
+        | {
+            output: add_embedding(to, projection, hidden, (name, state))
+            for output, (projection, hidden, name) in projected.items()
+        }
     )
-    if form != "decoupled":
-        del made["mask"]
-    return made
 
 
-def _seen(
-    to: Assembly,
-    vision: nn.Module,
-    how: tuple[Tensor, How],
-    start: tuple[Values, dict[str, Tensor]],
-    batch: str = "batch",
-) -> Values:
-    """The layers of a vision tower and the norm behind them."""
-    concepts, chosen = how
-    seen, state = start
-    layers, prefix = cast("Any", vision).encoder.layers, "vision.encoder.layers"
-    tower = Tower(layers, prefix, concepts, chosen, batch=batch)
-    done = add_stack(to, tower, seen, knobs(to, chosen.form, IMAGES), state)
-    norm = to.traced("norm", lambda: _norm(cast("Any", vision).post_layernorm))
-    dims = {"batch": batch, "tokens": "image_tokens"}
-    place = Place("vision.post_layernorm", lambda n: f"vision.{n}", dims)
-    normed = to.add(norm, {"hidden": done["hidden"]}, place, state)["hidden_out"]
-    return {"hidden": normed} | ({"mask": done["mask"]} if "mask" in done else {})
+def vqa_graph(net: BlipVqa, form: Form = "decoupled", *, traces: Traces | None = None) -> ir.Model:
+    """``BlipVqa`` as one graph; the decoder of answers is not pruned.
+
+    Inputs: those of ``retrieval_graph``, and ``decoder_input_ids`` (B, M).
+    Output: ``logits`` (B, M, vocabulary).
+
+    Args:
+        net: the model.
+        form: whose counts.
+        traces: shared by the exports of models that have the same sizes.
+
+    Raises:
+        BadInputError: an unknown form.
+    """
+    check_form(form)
+    knob = knob_inputs({IMAGES: net.vision, TEXT: net.text}, form)
+    answer = text_input("decoder_input_ids", "answer_tokens")
+    inputs = [pixel_input(net.vision), *map(text_input, _TEXT), answer, *knob]
+    to, state = Assembly(inputs, traces=traces), named_tensors(net)
+    concepts = net.concepts.weight
+    image = Vision(net.vision, concepts, How(blocks.BLIP_VISION, form))
+    context = _context(add_vision(to, image, state))
+    tower = _text_tower(net.text, concepts, How(blocks.BLIP_TEXT, form))
+    words = add_words(to, net.text, state)
+    asked = add_stack(to, tower, words | context, knobs(to, form, TEXT), state)
+    return to.finished({"logits": add_decoder(to, net.text_decoder, (answer, asked), state)})
 
 
-def knobs(to: Assembly, form: Form, branch: str) -> Callable[[int], ir.Value]:
-    """What each layer of a branch is given: the temperature, or its count."""
-    if form != "schedule":
-        return lambda _: to.inputs["temperature"]  # not asked for where nothing is pruned
-    made: dict[int, ir.Value] = {}
+def caption_graph(
+    net: BlipCaption, form: Form = "decoupled", *, traces: Traces | None = None
+) -> ir.Model:
+    """``BlipCaption`` as one graph; the decoder is not pruned.
 
-    def count(layer: int) -> ir.Value:
-        if layer not in made:
-            at = to.integers(f"layer_{layer}", layer)
-            name = f"{branch}_count_{layer}"
-            made[layer] = to.op("Gather", name, to.inputs[f"{branch}_counts"], at, axis=0)
-        return made[layer]
+    Inputs: ``pixel_values`` (B, 3, H, W), ``input_ids`` (B, N) of the caption so far, and
+    ``temperature`` (), or with a schedule ``image_counts`` (layers,) int64.
+    Output: ``logits`` (B, N, vocabulary).
 
-    return count
+    Args:
+        net: the model.
+        form: whose counts.
+        traces: shared by the exports of models that have the same sizes.
+
+    Raises:
+        BadInputError: an unknown form.
+    """
+    check_form(form)
+    written = text_input("input_ids")
+    inputs = [pixel_input(net.vision), written, *knob_inputs({IMAGES: net.vision}, form)]
+    to, state = Assembly(inputs, traces=traces), named_tensors(net)
+    image = Vision(net.vision, net.concepts.weight, How(blocks.BLIP_VISION, form))
+    seen = add_vision(to, image, state)
+    return to.finished({"logits": add_decoder(to, net.text_decoder, (written, seen), state)})
+
+
+def clip_graph(
+    net: ClipRetrieval, form: Form = "decoupled", *, traces: Traces | None = None
+) -> ir.Model:
+    """``ClipRetrieval`` as one graph; padding of texts counts as tokens, as CLIP trains it.
+
+    Inputs: ``pixel_values`` (B, 3, H, W), ``input_ids`` (B, N), and ``temperature`` (), or with
+    a schedule ``image_counts`` and ``text_counts`` (layers,) int64.
+    Outputs: ``image_embeds`` and ``text_embeds`` (B, P).
+
+    Args:
+        net: the model.
+        form: whose counts.
+        traces: shared by the exports of models that have the same sizes.
+
+    Raises:
+        BadInputError: an unknown form.
+    """
+    check_form(form)
+    knob = knob_inputs({IMAGES: net.vision, TEXT: net.text}, form)
+    inputs = [pixel_input(net.vision), text_input("input_ids"), *knob]
+    to, state = Assembly(inputs, traces=traces), named_tensors(net)
+    how = How(blocks.CLIP_VISION, form)
+    image = Vision(net.vision, net.concepts.weight, how, tuple(net.image_queries))
+    seen = add_vision(to, image, state)
+    told = add_clip_text(to, net, form, state)
+    where = ("visual_projection", state)
+    embedded = add_embedding(to, net.visual_projection, seen["hidden"], where)
+    return to.finished({"image_embeds": embedded, "text_embeds": told})
+
+
+_CONTEXT = {"hidden": "image", "mask": "image_mask"}
+
+
+def _context(seen: Values) -> Values:
+    """What one image is called where a text looks at it."""
+    return {f"{_CONTEXT[name]}0": value for name, value in seen.items()}
+
+
+def _text_tower(text: nn.Module, concepts: Tensor, how: How, name: str = "") -> Tower:
+    layers = cast("Any", text).encoder.layer
+    return Tower(layers, "text.encoder.layer", concepts, how, name=name)
 
 
 def _halves(to: Assembly, name: str, value: ir.Value) -> tuple[ir.Value, ...]:
@@ -190,60 +255,11 @@ def _halves(to: Assembly, name: str, value: ir.Value) -> tuple[ir.Value, ...]:
     return halves
 
 
-def _input(name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
-    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
-
-
-def _text_inputs() -> list[ir.Value]:
-    names = ("input_ids", "attention_mask")
-    return [_input(name, ir.DataType.INT64, ["batch", "tokens"]) for name in names]
-
-
-def _knob_inputs(towers: dict[str, nn.Module], form: Form) -> list[ir.Value]:
-    if form == "dense":
-        return []
-    if form != "schedule":
-        return [_input("temperature", ir.DataType.FLOAT, [])]
-    depths = {name: cast("Any", tower).config.num_hidden_layers for name, tower in towers.items()}
-    return [_input(f"{n}_counts", ir.DataType.INT64, [depth]) for n, depth in depths.items()]
-
-
-class _Norm(nn.Module):
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        self.post_layernorm = norm
-
-    def forward(self, hidden: Tensor) -> dict[str, Tensor]:
-        return {"hidden_out": self.post_layernorm(hidden)}
-
-
-class _Head(nn.Module):
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self.cls_head = head
-
-    def forward(self, hidden: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.cls_head(hidden[:, 0])}
-
-
-def _pixels(vision: nn.Module, kind: type[Pixels | PairedPixels]) -> Traceable:
-    size = cast("Any", vision).config.image_size
-    shape = (3, 2, 3, size, size) if kind is PairedPixels else (3, 3, size, size)
-    return kind(vision), {"pixel_values": torch.randn(shape)}, {"pixel_values": _BATCH}
-
-
-def _words(text: nn.Module) -> Traceable:
-    inputs = {"input_ids": torch.randint(1, 5, (3, 4)), "attention_mask": torch.ones(3, 4).long()}
-    return Words(text), inputs, dict.fromkeys(inputs, _TOKENS)
-
-
-def _norm(norm: nn.Module) -> Traceable:
-    width = cast("Any", norm).normalized_shape[0]
-    return _Norm(norm), {"hidden": torch.randn(3, 4, width)}, {"hidden": _TOKENS}
-
-
-def _head(head: nn.Module, width: int) -> Traceable:
-    return _Head(head), {"hidden": torch.randn(3, 4, width)}, {"hidden": _TOKENS}
-
-
-__all__ = ["nlvr_graph", "vision_graph"]
+__all__ = [
+    "caption_graph",
+    "clip_graph",
+    "nlvr_graph",
+    "retrieval_graph",
+    "vision_graph",
+    "vqa_graph",
+]

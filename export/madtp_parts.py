@@ -171,9 +171,11 @@ class Whole(nn.Module):
         mask: Tensor | None = None,
         image0: Tensor | None = None,
         image1: Tensor | None = None,
+        image_mask0: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return ``hidden_out`` (B, L, D)."""
-        contexts = tuple(Context(image, None) for image in (image0, image1) if image is not None)
+        images = ((image0, image_mask0), (image1, None))
+        contexts = tuple(Context(image, seen) for image, seen in images if image is not None)
         stream, _ = self.how.block.attend(self.layer, hidden, mask)
         return {"hidden_out": self.how.block.finish(self.layer, stream, contexts)}
 

@@ -86,7 +86,7 @@ def clip_text(
     model = cast("Any", encoder)
     check_text(text)
     concepts, queries = branch
-    end = _end_of_text(text.input_ids, int(model.config.eos_token_id))
+    end = end_of_text(text.input_ids, int(model.config.eos_token_id))
     stack = Branch(
         model.encoder.layers, blocks.CLIP_TEXT, concepts, list(queries), order="position"
     )
@@ -95,7 +95,8 @@ def clip_text(
     return replace(made, hidden=model.final_layer_norm(made.hidden))
 
 
-def _end_of_text(input_ids: Tensor, token: int) -> Tensor:
+def end_of_text(input_ids: Tensor, token: int) -> Tensor:
+    """Return where each text ends, (B,) int64: the first end-of-text token of (B, N) ids."""
     if token == 2:  # configurations from before transformers 4.31 name a wrong token
         return input_ids.argmax(dim=1)
     return (input_ids == token).long().argmax(dim=1)
@@ -126,4 +127,12 @@ def _check_size(pixels: Tensor, size: int) -> None:
         )
 
 
-__all__ = ["Text", "blip_image", "blip_text", "check_text", "clip_image", "clip_text"]
+__all__ = [
+    "Text",
+    "blip_image",
+    "blip_text",
+    "check_text",
+    "clip_image",
+    "clip_text",
+    "end_of_text",
+]
