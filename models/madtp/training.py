@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from secateur.errors import BadInputError
 from secateur.models.madtp.concepts import alignment_loss
 from secateur.models.madtp.digits import EMPTY, Examples
-from secateur.models.madtp.encoder import DENSE, Pruning
+from secateur.models.madtp.distillation import Lesson, distillation_loss
+from secateur.models.madtp.encoder import DENSE, Encoded, Pruning
 from secateur.models.madtp.loop import Epoch, Job, Progress, Training, run
 from secateur.models.madtp.macs import Inputs
 from secateur.models.madtp.rules import Rule
@@ -84,7 +85,30 @@ def train(
     def loss(rows: Tensor, temperature: float) -> Tensor:
         compression = Compression.at(temperature, by=training.rule)
         inputs = _noisy(examples.inputs(rows), training.noise)
-        return nlvr_loss(net, inputs, torch.from_numpy(examples.labels)[rows], compression)
+        labels = torch.from_numpy(examples.labels)[rows]
+        return nlvr_loss(net, inputs, labels, compression)
+
+    temperature = partial(_temperature, net, examples, training)
+    return run(Job(net, len(examples.labels), loss, temperature), training, checkpoint, progress)
+
+
+def train_distilled(
+    net: BlipNlvr,
+    lesson: Lesson,
+    training: Training,
+    checkpoint: Path,
+    progress: Progress | None = None,
+) -> tuple[Epoch, ...]:
+    """``train``, with what a dense model knows of the examples as a part of the loss."""
+    examples, taught = lesson.examples, lesson.taught
+    _check_reachable(net, examples, training)
+
+    def loss(rows: Tensor, temperature: float) -> Tensor:
+        compression = Compression.at(temperature, by=training.rule)
+        inputs = _noisy(examples.inputs(rows), training.noise)
+        labels = torch.from_numpy(examples.labels)[rows]
+        made, (seen, told) = _nlvr_loss(net, inputs, labels, compression)
+        return made + lesson.weight * distillation_loss(seen, told, taught, rows)
 
     temperature = partial(_temperature, net, examples, training)
     return run(Job(net, len(examples.labels), loss, temperature), training, checkpoint, progress)
@@ -124,14 +148,21 @@ def train_gathering(
 
 def nlvr_loss(net: BlipNlvr, inputs: Inputs, labels: Tensor, compression: Compression) -> Tensor:
     """Cross-entropy of the answers; with MADTP, also how far apart concepts see both branches."""
+    return _nlvr_loss(net, inputs, labels, compression)[0]
+
+
+def _nlvr_loss(
+    net: BlipNlvr, inputs: Inputs, labels: Tensor, compression: Compression
+) -> tuple[Tensor, tuple[Encoded, Encoded]]:
+    """The loss, and both branches."""
     text = Text(inputs["input_ids"], inputs["attention_mask"])
     aligned = compression.image.by == "madtp" and compression != NO_COMPRESSION
     images, told = net.encode(inputs["pixel_values"], text, compression, aligned=aligned)
     loss = F.cross_entropy(net.cls_head(told.hidden[:, 0]), labels)
-    if images.features is None or told.features is None:
-        return loss
-    both = images.features.unflatten(0, (2, -1)).mean(dim=0)  # type: ignore[no-untyped-call]
-    return loss + ALIGNMENT_WEIGHT * alignment_loss(both, told.features)
+    if images.features is not None and told.features is not None:
+        both = images.features.unflatten(0, (2, -1)).mean(dim=0)  # type: ignore[no-untyped-call]
+        loss = loss + ALIGNMENT_WEIGHT * alignment_loss(both, told.features)
+    return loss, (images, told)
 
 
 @torch.no_grad()
@@ -223,5 +254,6 @@ __all__ = [
     "nlvr_loss",
     "pretrain_vision",
     "train",
+    "train_distilled",
     "train_gathering",
 ]
