@@ -1,7 +1,8 @@
 """Where a graph attends: attention blocks found by structure, in any of the usual forms.
 
-A block is the decomposed ``MatMul -> ... -> Softmax -> ... -> MatMul``, the ``Attention``
-op (opset 23 and later) or com.microsoft's ``MultiHeadAttention``.
+A block is the decomposed ``MatMul -> ... -> Softmax -> ... -> MatMul``, of which each product
+may be an Einsum and batch and heads may be one axis, the ``Attention`` op (opset 23 and later)
+or com.microsoft's ``MultiHeadAttention``.
 """
 
 from __future__ import annotations
@@ -10,39 +11,34 @@ import difflib
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
+from secateur.graph_passes.attention_absent import sums_over_tokens
+from secateur.graph_passes.attention_products import (
+    LogitStep,
+    ScoreProduct,
+    Scores,
+    axes_of,
+    find_scores,
+    find_values,
+    raw_key,
+)
 from secateur.graph_passes.axes import AxisMap, Expr, analyse_axes, size
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.names import layer_of, module_path
 from secateur.graph_passes.selection.flow import bottlenecks, descendants, readers
 
 Cut = Literal["block", "attention"]
-Layout = Literal["bhnd", "bnhd", "bhdn", "bnd"]
-
-_STEPS = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Min"})
-"""What may stand between the scores q k^T and their softmax."""
-
-_WEIGHT_STEPS = frozenset({"Cast", "Identity", "Dropout", "Where", "IsNaN", "Mul"})
-"""What may stand between the softmax and its product with the values."""
-
-_RELAYOUT = frozenset({"Transpose", "Reshape", "Cast", "Identity"})
-"""What may stand between the keys and their product with the queries, besides scales."""
+Layout = str
+"""Order of axes: b, h, n, d one by one; g for batch and heads in one; ``bnd`` for heads and d."""
 
 _NORMALISATIONS = frozenset(
     {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 )
 _FUSED = frozenset({("", "Attention"), ("com.microsoft", "MultiHeadAttention")})
-
-
-class LogitStep(NamedTuple):
-    """One node between q k^T and the softmax; the scores enter at input ``slot``."""
-
-    node: ir.Node
-    slot: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,20 +48,22 @@ class Site:
     Attributes:
         name: Module path of the block, such as ``encoder.layer.1``.
         node: The Softmax, or the fused attention node.
-        query: (B, H, N, Dh), or (B, N, H * Dh) where ``layout`` says so; in the decomposed
-            form the left operand of q k^T, scaled or not.
+        query: (B, H, N, Dh), or as ``layout`` says; in the decomposed form an operand of
+            q k^T, scaled or not.
         key: Keys as the projection (and rotary embedding) gave them, unscaled.
-        value: Values, in the layout of the queries.
-        transposed_key: (B, H, Dh, N), the right operand of q k^T; None in a fused node.
+        value: Values.
+        product: q k^T; None in a fused node.
         steps: Nodes between q k^T and the softmax, first to last.
+        replays: Whether the steps work on some rows of the scores as on all of them.
         mask: The mask input of a fused node.
         output: What the block's attention returns, before its output projection.
         heads: H of the queries.
         key_heads: H of the keys: fewer than ``heads`` with grouped queries.
         head_dim: Dh of the keys.
         scale: Factor on q k^T in a fused node; 1 where the graph has nodes for it.
-        layout: Order of the query's and the value's axes, ``bhnd`` or ``bnd``.
+        layout: Order of the query's axes.
         key_layout: Order of the key's axes.
+        value_layout: Order of the value's axes.
         block: Residual stream behind the whole block, (B, N, D).
         after_attention: Residual stream behind the attention sub-layer, (B, N, D).
         width: D, 0 where it is not known.
@@ -76,8 +74,9 @@ class Site:
     query: ir.Value
     key: ir.Value
     value: ir.Value
-    transposed_key: ir.Value | None
+    product: ScoreProduct | None
     steps: tuple[LogitStep, ...]
+    replays: bool
     mask: ir.Value | None
     output: ir.Value
     heads: int
@@ -86,6 +85,7 @@ class Site:
     scale: float
     layout: Layout
     key_layout: Layout
+    value_layout: Layout
     block: ir.Value
     after_attention: ir.Value
     width: int = 0
@@ -104,12 +104,13 @@ def find_sites(model: ir.Model, axes: AxisMap | None = None) -> tuple[Site, ...]
 
     Raises:
         BadInputError: the graph has no attention block.
+        PreconditionError: its attention makes no scores of tokens.
     """
     known = axes if axes is not None else analyse_axes(model)
     order = list(model.graph)
     found = [site for node in order if (site := _site(node, known)) is not None]
     if not found:
-        raise BadInputError(
+        raise sums_over_tokens(order, known) or BadInputError(
             "the model has no attention block to select tokens at",
             got=_op_summary(order),
             wanted="MatMul -> Softmax -> MatMul, or an Attention node",
@@ -151,70 +152,66 @@ def _site(node: ir.Node, axes: AxisMap) -> Site | None:
 
 
 def _decomposed(softmax: ir.Node, axes: AxisMap) -> Site | None:
-    logits, weights = softmax.inputs[0], softmax.outputs[0]
-    product = None if logits is None else _score_product(logits, ())
-    output = _value_product(weights)
-    if product is None or output is None or not _is_last_axis(softmax, axes):
+    logits = softmax.inputs[0]
+    if logits is None or not _is_last_axis(softmax, axes):
         return None
-    matmul, steps = product
-    query, right, value = matmul.inputs[0], matmul.inputs[1], output.inputs[1]
-    if query is None or right is None or value is None:
+    scores = find_scores(logits, axes)
+    values = None if scores is None else find_values(softmax.outputs[0], axes)
+    if scores is None or values is None:
         return None
-    if any(len(_axes_of(axes, item) or ()) != 4 for item in (query, right, value)):
-        return None
-    key, layout = _raw_key(right, axes)
+    product = scores.product
+    key, layout = raw_key(product.key, product.key_layout, axes)
+    sizes = _sizes(product.query, product.query_layout, axes)
+    key_sizes = _sizes(product.key, product.key_layout, axes)
+    heads = sizes.get("h") or _sizes(key, layout, axes).get("h") or _heads_beside(product, axes)
+    if not heads:
+        return None  # batch and heads cannot be told apart
     return Site(
         name="",
         node=softmax,
-        query=query,
+        query=product.query,
         key=key,
-        value=value,
-        transposed_key=right,
-        steps=steps,
+        value=values.value,
+        product=product,
+        steps=scores.steps,
+        replays=_replays(scores, axes),
         mask=None,
-        output=output.outputs[0],
-        heads=_int(axes.of(query)[1]),
-        key_heads=_int(axes.of(right)[1]),
-        head_dim=_int(axes.of(query)[3]),
+        output=values.node.outputs[0],
+        heads=heads,
+        key_heads=key_sizes.get("h", heads),
+        head_dim=sizes["d"],
         scale=1.0,
-        layout="bhnd",
+        layout=product.query_layout,
         key_layout=layout,
-        block=output.outputs[0],
-        after_attention=output.outputs[0],
+        value_layout=values.value_layout,
+        block=values.node.outputs[0],
+        after_attention=values.node.outputs[0],
     )
 
 
-def _score_product(
-    value: ir.Value, steps: tuple[LogitStep, ...]
-) -> tuple[ir.Node, tuple[LogitStep, ...]] | None:
-    """Walk up from the softmax to the product of two activations."""
-    node = value.producer()
-    if node is None or node.domain:
-        return None
-    if node.op_type == "MatMul":
-        is_weight = any(item is None or constant_tensor(item) is not None for item in node.inputs)
-        return None if is_weight else (node, steps)
-    if node.op_type not in _STEPS:
-        return None
-    for slot, item in enumerate(node.inputs):
-        if item is None or (node.op_type == "Where" and slot == 0):
-            continue
-        found = _score_product(item, (LogitStep(node, slot), *steps))
-        if found is not None:
-            return found
-    return None
+def _sizes(value: ir.Value, layout: Layout, axes: AxisMap) -> dict[str, int]:
+    return {letter: _int(expr) for letter, expr in zip(layout, axes.of(value), strict=True)}
 
 
-def _value_product(weights: ir.Value) -> ir.Node | None:
-    """Walk down from the softmax to its product with the values."""
-    for node, slot in readers(weights):
-        if node.domain:
-            continue
-        if node.op_type == "MatMul" and slot == 0:
-            return node
-        if node.op_type in _WEIGHT_STEPS and (found := _value_product(node.outputs[0])):
-            return found
-    return None
+def _heads_beside(product: ScoreProduct, axes: AxisMap) -> int:
+    """Return how many heads stand in one axis with the batch of a graph input, 0 for unknown."""
+    graph = product.node.graph
+    both = axes.of(product.query)[product.query_layout.index("g")]
+    for value in () if graph is None else graph.inputs:
+        exprs = axes_of(axes, value)
+        if exprs and both[: len(exprs[0])] == exprs[0]:
+            return _int(both[len(exprs[0]) :])
+    return 0
+
+
+def _replays(scores: Scores, axes: AxisMap) -> bool:
+    """Tell whether every step keeps queries and keys as its last two axes."""
+    made = axes.of(scores.product.node.outputs[0])
+    for node, slot in scores.steps:
+        for exprs in (axes.at(node, slot), axes.of(node.outputs[0])):
+            if len(exprs) not in (3, 4) or exprs[-2:] != made[-2:]:
+                return False
+    return True
 
 
 def _is_last_axis(softmax: ir.Node, axes: AxisMap) -> bool:
@@ -223,46 +220,12 @@ def _is_last_axis(softmax: ir.Node, axes: AxisMap) -> bool:
     return axis == -1 or (exprs is not None and axis == len(exprs) - 1)
 
 
-def _raw_key(right: ir.Value, axes: AxisMap) -> tuple[ir.Value, Layout]:
-    """Follow k^T up to the keys as they were before transpositions and scales."""
-    batch, heads, width, tokens = axes.of(right)
-    layouts: dict[tuple[Expr, ...], Layout] = {
-        (batch, tokens, heads, width): "bnhd",
-        (batch, heads, width, tokens): "bhdn",
-        (batch, heads, tokens, width): "bhnd",
-    }
-    found: tuple[ir.Value, Layout] = (right, "bhdn")
-    here, is_fresh = right, False
-    while (node := here.producer()) is not None and not node.domain:
-        if node.op_type in {"Mul", "Div"}:
-            step, is_fresh = _scaling_input(node, axes), True
-        else:
-            step = node.inputs[0] if node.op_type in _RELAYOUT else None
-        if step is None:
-            break
-        here = step
-        layout = layouts.get(_axes_of(axes, here) or ())
-        if layout is not None and (is_fresh or layout == "bhnd" or found[1] == "bhdn"):
-            found, is_fresh = (here, layout), False
-    return found
-
-
-def _scaling_input(node: ir.Node, axes: AxisMap) -> ir.Value | None:
-    """Return the tensor operand of a product with one number, None for other products."""
-    tensors = [
-        item
-        for slot, item in enumerate(node.inputs)
-        if item is not None and any(axes.raw(node, slot) or ())
-    ]
-    return tensors[0] if len(tensors) == 1 else None
-
-
 def _fused(node: ir.Node, axes: AxisMap) -> Site | None:
     query, key, value = node.inputs[0], node.inputs[1], node.inputs[2]
     if query is None or key is None or value is None:
         return None
-    exprs = _axes_of(axes, query)
-    key_exprs = _axes_of(axes, key)
+    exprs = axes_of(axes, query)
+    key_exprs = axes_of(axes, key)
     if exprs is None or key_exprs is None or len(exprs) not in (3, 4):
         return None
     is_microsoft = node.domain == "com.microsoft"
@@ -281,8 +244,9 @@ def _fused(node: ir.Node, axes: AxisMap) -> Site | None:
         query=query,
         key=key,
         value=value,
-        transposed_key=None,
+        product=None,
         steps=(),
+        replays=True,
         mask=node.inputs[slot] if slot < len(node.inputs) else None,
         output=node.outputs[0],
         heads=heads,
@@ -291,21 +255,15 @@ def _fused(node: ir.Node, axes: AxisMap) -> Site | None:
         scale=scale,
         layout="bhnd" if len(exprs) == 4 else "bnd",
         key_layout="bhnd" if len(exprs) == 4 else "bnd",
+        value_layout="bhnd" if len(exprs) == 4 else "bnd",
         block=node.outputs[0],
         after_attention=node.outputs[0],
     )
 
 
-def _axes_of(axes: AxisMap, value: ir.Value) -> tuple[Expr, ...] | None:
-    try:
-        return axes.of(value)
-    except KeyError:
-        return None
-
-
 def _width(site: Site, axes: AxisMap) -> int:
     """Return D as the axes say it: a file may declare another name for it at an output."""
-    exprs = _axes_of(axes, site.block)
+    exprs = axes_of(axes, site.block)
     return _int(exprs[-1]) if exprs else 0
 
 
@@ -326,7 +284,9 @@ def _with_cuts(sites: list[Site], order: list[ir.Node]) -> list[Site]:
         chain = [
             value
             for value in bottlenecks(site.output, order)
-            if not any(value.producer() in after for after in later) and value.producer()
+            if not any(value.producer() in after for after in later)
+            and value.producer()
+            and not any(value is other.output for other in sites if other is not site)
         ]
         followed = any(other.node in reach[i] for other in sites)
         made.append(_cut_site(site, chain, followed=followed, before=reach[i]))

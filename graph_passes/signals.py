@@ -310,7 +310,8 @@ def keys(context: Context) -> ir.Value:
 def values(context: Context) -> ir.Value:
     """(B, H, N, Dh)."""
     site = context.site
-    return as_heads(context.emit, site.value, site.layout, (site.key_heads, site.head_dim))
+    heads = (site.key_heads, site.head_dim)
+    return as_heads(context.emit, site.value, site.value_layout, heads)
 
 
 @SIGNALS.register("class_value")
@@ -384,7 +385,7 @@ def _column_mean_of(context: Context, site: Site) -> ir.Value:
 
 
 def _warn_of_map(site: Site) -> None:
-    if site.transposed_key is None:
+    if site.product is None:
         logger.info("the attention map of %s is computed a second time", site.name)
 
 

@@ -174,7 +174,7 @@ def _softmax(
     if axis == x.dim() - 1 and x.dim() >= 3:
         x = x.to(kwargs.get("dtype") or x.dtype)
         product = mode.product
-        if product is None or not _is_square(x) or product[2].shape != x.shape:
+        if product is None or not _is_square(x) or not _is_one(product[2], x):
             return _masked_softmax(mode, x)
         left, right, _ = product
         return _record(mode, (left, right.transpose(-2, -1), None), x)
@@ -199,15 +199,28 @@ def _is_token_product(mode: TokenMode, out: Tensor) -> bool:
     return mode.alive is None or out.shape[-1] == mode.alive.shape[1]
 
 
+def _is_one(product: Tensor, scores: Tensor) -> bool:
+    """Tell whether scores have the shape of a product, heads folded into the batch or not."""
+    if product.dim() == scores.dim():
+        return product.shape == scores.shape
+    return product.numel() == scores.numel() and product.shape[-2:] == scores.shape[-2:]
+
+
 def _same_data(a: Tensor, b: Tensor) -> bool:
     return a.data_ptr() == b.data_ptr() and a.numel() == b.numel()
 
 
 def _biased_product(
-    mode: TokenMode, func: _Function, bias: Tensor, left: Tensor, right: Tensor, **kwargs: Any
+    mode: TokenMode,
+    func: _Function,
+    input: Tensor,  # noqa: A002
+    batch1: Tensor,
+    batch2: Tensor,
+    **kwargs: Any,
 ) -> Tensor:
-    """``torch.baddbmm``, which nn.MultiheadAttention uses to add its mask."""
-    out: Tensor = func(bias, left, right, **kwargs)
+    """``torch.baddbmm``, which nn.MultiheadAttention uses to add its mask, or BLOOM its bias."""
+    left, right = batch1, batch2
+    out: Tensor = func(input, left, right, **kwargs)
     if _is_square(out):
         mode.product = (left, right, out)
     return out

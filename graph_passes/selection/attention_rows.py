@@ -58,12 +58,16 @@ class Rows:
         Raises:
             PreconditionError: as ``row``, and where queries share keys.
         """
-        if site.transposed_key is not None:
-            return site.node.outputs[0]
+        if site.product is not None:
+            return self._apart(site.node.outputs[0], self._of(site.node, 0), site)
         return self._softmax(site, None)
 
     def _softmax(self, site: Site, row: Row | None) -> ir.Value:
         """Normalise over the keys; slots without a token get nothing."""
+        if row is not None and not site.replays:
+            exprs = self._of(site.node, 0)
+            first = exprs[0] if len(exprs) == 4 else self._regions.batch
+            return self._take(self.full(site), (first, UNIT, *exprs[-2:]), row)
         emit, logits = self._emit, self._logits(site, row)
         region = self._regions.of.get(site.node, 0)
         if region and self._versions.kept[region - 1].valid is not None and _lacks_mask(site):
@@ -73,30 +77,48 @@ class Rows:
         return emit.op("Softmax", logits, axis=-1)
 
     def _logits(self, site: Site, row: Row | None) -> ir.Value:
-        if site.transposed_key is None:
+        product = site.product
+        if product is None:
             return self._fused(site, row)
-        emit = self._emit
-        product = _product(site)
-        query, right = product.inputs[0], product.inputs[1]
-        assert query is not None
-        rows = query if row is None else self._take(query, self._of(product, 0), row)
-        here = emit.op("MatMul", rows, right)
+        emit, query, sizes = self._emit, product.query, (site.heads, site.head_dim)
+        exprs = self._of(product.node, product.query_slot)
+        if product.query_layout != "bhnd":
+            query = as_heads(emit, query, product.query_layout, sizes)
+            named = dict(zip(product.query_layout, exprs, strict=True))
+            exprs = (named.get("b", self._regions.batch), UNIT, named["n"], named["d"])
+        rows = query if row is None else self._take(query, exprs, row, 2)
+        sizes = (site.key_heads, site.head_dim)
+        here = emit.op(
+            "MatMul", rows, as_heads(emit, product.key, product.key_layout, sizes, "bhdn")
+        )
         for step in site.steps:
-            here = self._replay(step, here, row)
+            if step.node.op_type != "Reshape":  # all is (B, H, row, N) here from the start
+                here = self._replay(step, here, row, site)
         return here
 
-    def _replay(self, step: LogitStep, here: ir.Value, row: Row | None) -> ir.Value:
+    def _replay(self, step: LogitStep, here: ir.Value, row: Row | None, site: Site) -> ir.Value:
         """Apply one node between q k^T and the softmax to other rows."""
         inputs: list[ir.Value | None] = []
-        for slot, value in enumerate(step.node.inputs):
-            exprs = self._of(step.node, slot)
-            if slot == step.slot:
-                inputs.append(here)
-            elif value is not None and row is not None and _has_queries(exprs):
-                inputs.append(self._take(value, exprs, row))
-            else:
-                inputs.append(value)
+        is_merged = len(self._of(step.node, step.slot)) == 3
+        for slot, other in enumerate(step.node.inputs):
+            value, exprs = here if slot == step.slot else other, self._of(step.node, slot)
+            if value is not None and value is not here and is_merged:
+                value, exprs = self._apart(value, exprs, site), self._apart_axes(exprs)
+            if value is not None and value is not here and row and _has_queries(exprs):
+                value = self._take(value, exprs, row)
+            inputs.append(value)
         return self._emit.copy(step.node, inputs).outputs[0]
+
+    def _apart(self, value: ir.Value, exprs: tuple[Expr, ...], site: Site) -> ir.Value:
+        """(B * H, x, y) -> (B, H, x, y); what broadcasts over the first axis stays."""
+        if len(exprs) != 3 or exprs[0] == UNIT:
+            return value
+        return self._emit.apart(value, site.heads, 3)
+
+    def _apart_axes(self, exprs: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        if len(exprs) != 3 or exprs[0] == UNIT:
+            return exprs
+        return (self._regions.batch, exprs[0], *exprs[1:])
 
     def _fused(self, site: Site, row: Row | None) -> ir.Value:
         emit = self._emit
@@ -154,12 +176,17 @@ class Rows:
         return emit.transpose(taken, (2, 1, 0, 3))
 
 
-def as_heads(emit: Emitter, value: ir.Value, layout: str, sizes: tuple[int, int]) -> ir.Value:
-    """Bring queries, keys or values to (B, H, N, Dh)."""
+def as_heads(
+    emit: Emitter, value: ir.Value, layout: str, sizes: tuple[int, int], wanted: str = "bhnd"
+) -> ir.Value:
+    """Bring queries, keys or values from a layout to (B, H, N, Dh), or as ``wanted`` says."""
     if layout == "bnd":
         value, layout = emit.op("Reshape", value, emit.ints(0, 0, *sizes)), "bnhd"
-    perms = {"bhnd": (0, 1, 2, 3), "bnhd": (0, 2, 1, 3), "bhdn": (0, 1, 3, 2)}
-    return emit.transpose(value, perms[layout])
+    if "g" in layout:
+        others = layout.replace("g", "")
+        turned = emit.transpose(value, [layout.index(letter) for letter in f"g{others}"])
+        value, layout = emit.apart(turned, sizes[0], 3), f"bh{others}"
+    return emit.transpose(value, [layout.index(letter) for letter in wanted])
 
 
 def mask_slot(site: Site) -> int:
@@ -167,28 +194,11 @@ def mask_slot(site: Site) -> int:
     return 5 if site.node.domain == "com.microsoft" else 3
 
 
-def _product(site: Site) -> ir.Node:
-    """Return q k^T of a decomposed site."""
-    if site.steps:
-        scores = site.steps[0].node.inputs[site.steps[0].slot]
-        assert scores is not None
-        node = scores.producer()
-    else:
-        assert site.transposed_key is not None
-        node = next(
-            user
-            for user, slot in site.transposed_key.uses()
-            if slot == 1 and user.op_type == "MatMul" and user.inputs[0] is site.query
-        )
-    assert node is not None
-    return node
-
-
 def _lacks_mask(site: Site) -> bool:
     """Tell whether validity stands beside the steps that are replayed, not in one of them."""
-    if site.transposed_key is None:
+    if site.product is None:
         return site.mask is None
-    last = site.steps[-1].node if site.steps else _product(site)
+    last = site.steps[-1].node if site.steps else site.product.node
     return site.node.inputs[0] is not last.outputs[0]
 
 

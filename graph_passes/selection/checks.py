@@ -73,7 +73,7 @@ def _check_reasons(regions: Regions, followed: frozenset[ir.Node]) -> None:
 def _check_whole(regions: Regions) -> None:
     """Behind a cut the tokens stay one axis: no grid, no windows, no pieces but a prefix."""
     for node, _ in regions.in_region():
-        for expr in _output(regions, node) or ():
+        for expr in regions.made(node) or ():
             if regions.bears(expr) and not (_contains(expr, regions) or regions.tail(expr)):
                 reason = f"it takes the token axis apart, into {show(expr)} among others"
                 raise refusal(regions, node, reason, _GRID_HINT)
@@ -179,7 +179,7 @@ def _check_spelled(node: ir.Node, regions: Regions) -> None:
             raise refusal(regions, node, "a size that counts tokens is spelled in it")
     if node.op_type in ("Split", "Pad", "Tile"):
         before = regions.exprs(node, 0) or ()
-        after = _output(regions, node)
+        after = regions.made(node)
         if after is not None and _tokens_in(before, regions) != _tokens_in(after, regions):
             raise refusal(regions, node, "it splits or extends the token axis")
 
@@ -196,13 +196,6 @@ def _input(regions: Regions, node: ir.Node, slot: int) -> ir.Value | None:
 def _ints(regions: Regions, node: ir.Node, slot: int) -> tuple[Size, ...] | None:
     value = _input(regions, node, slot)
     return None if value is None else regions.axes.ints(value)
-
-
-def _output(regions: Regions, node: ir.Node) -> tuple[Expr, ...] | None:
-    try:
-        return regions.axes.of(node.outputs[0])
-    except KeyError:
-        return None
 
 
 __all__ = ["Always", "check_regions", "open_ended"]

@@ -109,6 +109,16 @@ class Emitter:
             return value
         return self.op("Transpose", value, perm=list(perm))
 
+    def apart(self, value: ir.Value, heads: int, rank: int) -> ir.Value:
+        """(B * H, ...) of the given rank -> (B, H, ...)."""
+        target = self.ints(-1, heads, *[0] * (rank - 1))  # a 0 copies the size at its own place
+        return self.op("Reshape", self.unsqueeze(value, (1,)), target)
+
+    def joined(self, value: ir.Value) -> ir.Value:
+        """(B, H, ...) -> (B * H, ...)."""
+        rest = self.op("Shape", value, start=2)
+        return self.op("Reshape", value, self.op("Concat", self.ints(-1), rest, axis=0))
+
 
 def _names(graph: ir.Graph) -> frozenset[str]:
     """Return every name of a node or a value that the graph has already."""

@@ -86,7 +86,7 @@ def _request(
         zeroed.add(node)
     elif node.op_type == "ReduceMean":
         made.means.append(fold)
-    elif node.op_type == "MatMul":
+    elif node.op_type in {"MatMul", "Einsum"}:
         _request_zero(node, ports, regions, made, zeroed)
     else:
         fill = None if fold.neutral is None else fill_of(fold.neutral)

@@ -160,6 +160,13 @@ def _unsqueeze(node: ir.Node, neutral: Neutral, regions: Regions) -> Takers:
         yield 0, Neutral(neutral.fill, position - len(inner))
 
 
+def _reshape(node: ir.Node, neutral: Neutral, regions: Regions) -> Takers:
+    """Axes from the right up to the neutral one are the same before and after."""
+    before, after = regions.exprs(node, 0), regions.made(node)
+    if before and after and before[neutral.axis :] == after[neutral.axis :]:
+        yield 0, neutral
+
+
 def _transpose(node: ir.Node, neutral: Neutral, regions: Regions) -> Takers:
     del regions
     perm = node.attributes.get("perm")
@@ -184,6 +191,7 @@ _TRANSFERS: dict[str, Callable[[ir.Node, Neutral, Regions], Takers]] = {
     "Div": _mul,
     "Where": _where,
     "Unsqueeze": _unsqueeze,
+    "Reshape": _reshape,
     "Transpose": _transpose,
 }
 

@@ -87,6 +87,13 @@ class Regions:
         exprs = self._exprs.get((node, slot))
         return None if exprs is None else tuple(resolve(expr) for expr in exprs)
 
+    def made(self, node: ir.Node) -> tuple[Expr, ...] | None:
+        """Return the axes of a node's first output, None where its rank is unknown."""
+        try:
+            return self.axes.of(node.outputs[0])
+        except KeyError:
+            return None
+
     def bears(self, expr: Expr) -> bool:
         """Tell whether an axis is made, in part at least, of token positions."""
         atoms = set(leaves(self.tokens))
@@ -111,6 +118,13 @@ class Regions:
             if expr == concatenation(terms[i:]):
                 return lacking
         return None
+
+    def beside_batch(self, expr: Expr) -> Expr | None:
+        """Return what stands in one axis with the batch, such as heads, of known size."""
+        n = len(self.batch)
+        rest = expr[n:]
+        is_joined = expr[:n] == self.batch and rest and isinstance(size(rest), int)
+        return rest if is_joined and not self.bears(rest) else None
 
     def edge(self, node: ir.Node, slot: int) -> int:
         """Return the region that input ``slot`` of ``node`` comes from."""

@@ -27,6 +27,7 @@ _AS_IT_IS = frozenset(
     {
         *("Concat", "Cast", "Identity", "Transpose", "Unsqueeze", "Attention", "Neg", "Softmax"),
         *("MultiHeadAttention", "RotaryEmbedding", "Expand", "Not", "ReduceSum", "ReduceMax"),
+        "GatherElements",
     }
 )
 """Consumers that take a gathered operand of the same rank."""
@@ -167,7 +168,7 @@ def _mask_operand(
     assert value is not None
     assert exprs is not None
     region = regions.of[node]
-    node.replace_input_with(slot, versions.neutralise(value, len(exprs), region, neutral))
+    node.replace_input_with(slot, versions.neutralise(value, exprs, region, neutral))
 
 
 def _rewrite_mean(emit: Emitter, versions: Versions, regions: Regions, fold: FoldUse) -> None:
@@ -183,7 +184,7 @@ def _rewrite_mean(emit: Emitter, versions: Versions, regions: Regions, fold: Fol
     keepdims = node.attributes.get_int("keepdims", 1)
     rank = len(exprs)
     neutral = Neutral(Fill.ZERO, axes[0] - rank)
-    masked = versions.neutralise(value, rank, region, neutral)
+    masked = versions.neutralise(value, exprs, region, neutral)
     total = emit.op("ReduceSum", masked, emit.ints(axes[0]), keepdims=keepdims)
     n_axes = rank if keepdims else rank - 1
     divisor = emit.op("CastLike", emit.unsqueeze(counts, range(2, n_axes)), total)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from secateur.graph_passes.attention import Site
-from secateur.graph_passes.axes import UNIT, Expr, constant
+from secateur.graph_passes.axes import UNIT, Expr, constant, size
 from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.flow import ancestors
 from secateur.graph_passes.selection.neutral import MASKED
@@ -39,6 +39,11 @@ class Mask:
         """Whether it is the same for every query."""
         return len(self.exprs) < 2 or self.exprs[-2] == UNIT
 
+    @property
+    def is_certain(self) -> bool:
+        """Whether it is known to hide keys: what is added may be a bias, made otherwise."""
+        return self.kind is not Kind.ADDITIVE or self.value.is_graph_input()
+
 
 @dataclass(frozen=True, slots=True)
 class Validity:
@@ -51,16 +56,18 @@ class Validity:
 def validity(emit: Emitter, regions: Regions, site: Site) -> Validity | None:
     """Derive which tokens are no padding; None where the site has no mask per sample."""
     masks = [_ascend(mask, regions) for mask in _masks(regions, site)]
+    if any(mask.is_certain for mask in masks):
+        masks = [mask for mask in masks if mask.is_certain]
     if not masks:
         return None
-    found = _as_valid(emit, masks[0])
+    found = _as_valid(emit, masks[0], regions)
     for mask in masks[1:]:
-        found = Validity(emit.op("And", found.valid, _as_valid(emit, mask).valid), None)
+        found = Validity(emit.op("And", found.valid, _as_valid(emit, mask, regions).valid), None)
     return found
 
 
 def _masks(regions: Regions, site: Site) -> list[Mask]:
-    if site.transposed_key is None:
+    if site.product is None:
         slot = 5 if site.node.domain == "com.microsoft" else 3
         if site.mask is None:
             return []
@@ -77,13 +84,18 @@ def _masks(regions: Regions, site: Site) -> list[Mask]:
 
 
 def _per_sample(regions: Regions, node: ir.Node, slot: int, kind: Kind) -> list[Mask]:
-    """Return the operand as a mask if it differs between samples and has the token axis."""
+    """Return the operand as a mask if it differs between samples and has the token axis.
+
+    Its first axis is the batch, or batch and heads in one: (B, 1, 1, N), (B * H, 1, N).
+    """
     inputs, exprs = regions.inputs(node), regions.exprs(node, slot)
     value = inputs[slot] if slot < len(inputs) else None
-    if value is None or exprs is None or not exprs or not regions.bears(exprs[-1]):
+    if value is None or not exprs or not regions.bears(exprs[-1]):
         return []
     padded = (UNIT,) * (4 - len(exprs)) + exprs
-    if padded[0] != regions.batch or not _reads_input(value):
+    is_joined = len(exprs) == 3 and exprs[0] == regions.batch
+    is_joined |= len(exprs) == 3 and regions.beside_batch(exprs[0]) is not None
+    if not (padded[0] == regions.batch or is_joined) or not _reads_input(value):
         return []
     return [Mask(value, exprs, kind)]
 
@@ -161,13 +173,25 @@ def _above_both(mask: Mask, node: ir.Node, regions: Regions) -> Mask | None:
     A key is no padding if some query may attend to it. The other operand (causality, a
     bias) is the same for all samples, so that it cannot know padding.
     """
-    ops = {Kind.ALLOWED: "And", Kind.FORBIDDEN: "Or", Kind.ADDITIVE: "Add"}
+    ops = {
+        Kind.ALLOWED: "And",
+        Kind.FORBIDDEN: "Or",
+        Kind.ADDITIVE: "Add",
+        Kind.ALLOWED_FLAG: "Mul",
+    }
     if ops.get(mask.kind) != node.op_type:
         return None
     operands = [
         found for slot in (0, 1) if (found := _operand(regions, node, slot, mask.kind)) is not None
     ]
     return operands[0] if len(operands) == 1 else None
+
+
+def _above_reshape(mask: Mask, node: ir.Node, regions: Regions) -> Mask | None:
+    """(B, H, 1, N) -> (B * H, 1, N): the queries and keys are the last two axes of both."""
+    exprs = regions.exprs(node, 0)
+    is_same = exprs is not None and exprs[-2:] == mask.exprs[-2:]
+    return _operand(regions, node, 0, mask.kind) if is_same else None
 
 
 def _above_flag(mask: Mask, node: ir.Node, regions: Regions) -> Mask | None:
@@ -177,6 +201,8 @@ def _above_flag(mask: Mask, node: ir.Node, regions: Regions) -> Mask | None:
         for slot, number in ((0, right), (1, left)):
             if number is not None and (number <= MASKED).all():
                 return _operand(regions, node, slot, Kind.FORBIDDEN_FLAG)
+    if node.op_type == "Mul" and mask.kind is Kind.ALLOWED_FLAG:
+        return _above_both(mask, node, regions)
     is_flag = mask.kind in (Kind.ALLOWED_FLAG, Kind.FORBIDDEN_FLAG)
     if node.op_type == "Sub" and is_flag and left is not None and (left == 1).all():
         return _operand(regions, node, 1, _NEGATED[mask.kind])
@@ -186,6 +212,7 @@ def _above_flag(mask: Mask, node: ir.Node, regions: Regions) -> Mask | None:
 _CLIMBS: dict[str, Callable[[Mask, ir.Node, Regions], Mask | None]] = {
     "Expand": _above_same,
     "Identity": _above_same,
+    "Reshape": _above_reshape,
     "Not": _above_not,
     "Cast": _above_cast,
     "Where": _above_where,
@@ -208,7 +235,14 @@ _NEGATED = {
 # --- down to (B, N) ------------------------------------------------------------------------
 
 
-def _as_valid(emit: Emitter, mask: Mask) -> Validity:
+def _as_valid(emit: Emitter, mask: Mask, regions: Regions) -> Validity:
+    beside = regions.beside_batch(mask.exprs[0])
+    if beside is not None:
+        heads = size(beside)
+        assert isinstance(heads, int)
+        apart = emit.apart(mask.value, heads, len(mask.exprs))
+        apart.type = mask.value.type
+        mask = Mask(apart, (regions.batch, beside, *mask.exprs[1:]), mask.kind)
     rank = len(mask.exprs)
     middle = list(range(1, rank - 1))
     is_small = all(mask.exprs[axis] == UNIT for axis in middle)

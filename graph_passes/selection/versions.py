@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
-from secateur.graph_passes.axes import UNIT, Expr
+from secateur.graph_passes.axes import UNIT, Expr, size
 from secateur.graph_passes.selection.budget import Kept
 from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.neutral import Fill, Neutral, transfers
@@ -81,15 +81,32 @@ class Versions:
             self._made[key] = self._make(want)
         return self._made[key]
 
-    def slots(self, region: int, rank: int, axis: int) -> ir.Value:
-        """Return the (B, K) validity of a region with K at ``axis`` (from the right)."""
-        key = ("slots", region, rank, axis)
+    def slots(self, region: int, rank: int, axis: int, heads: int = 1) -> ir.Value:
+        """Return the (B, K) validity of a region with K at ``axis`` (from the right).
+
+        With ``heads`` the first axis is (B * H).
+        """
+        key = ("slots", region, rank, axis, heads)
         if key not in self._made:
             valid = self.kept[region - 1].valid
             assert valid is not None
+            if heads > 1:
+                valid = self._of_heads(self.emit.unsqueeze(valid, (1,)), heads, 3)
             others = [i for i in range(1, rank) if i != rank + axis]
             self._made[key] = self.emit.unsqueeze(valid, others)
         return self._made[key]
+
+    def _of_heads(self, value: ir.Value, heads: int, rank: int) -> ir.Value:
+        """(B, 1, ...) of the given rank -> (B * H, ...), each head the same."""
+        target = self.emit.ints(1, heads, *[1] * (rank - 2))
+        return self.emit.joined(self.emit.op("Expand", value, target))
+
+    def heads_of(self, exprs: Sequence[Expr]) -> int:
+        """Return how many heads stand in the first axis with the batch; 1 where none does."""
+        rest = self._regions.beside_batch(exprs[0]) if exprs else None
+        found = 1 if rest is None else size(rest)
+        assert isinstance(found, int)
+        return found
 
     def gather(self, value: ir.Value, region: int, lacking: int = 0) -> ir.Value:
         """(B, N, ...) -> (B, K, ...) with the kept positions that open ``region``.
@@ -99,7 +116,10 @@ class Versions:
         key = ("index", region, lacking)
         if key not in self._made:
             self._made[key] = self.emit.unsqueeze(self._index(region, lacking), (2,))
-        return self.emit.op("GatherND", value, self._made[key], batch_dims=1)
+        rows = ("rows", value, region, lacking)
+        if rows not in self._made:
+            self._made[rows] = self.emit.op("GatherND", value, self._made[key], batch_dims=1)
+        return self._made[rows]
 
     def _index(self, region: int, lacking: int) -> ir.Value:
         """Return the (B, K) positions, counted without the leading tokens that lack."""
@@ -113,15 +133,23 @@ class Versions:
             self._made[key] = emit.op("Sub", rest, emit.ints(lacking))
         return self._made[key]
 
-    def neutralise(self, value: ir.Value, rank: int, region: int, neutral: Neutral) -> ir.Value:
-        """Write the neutral element into slots that hold no token."""
-        holds = self.slots(region, rank, neutral.axis)
-        match neutral.fill:
+    def neutralise(
+        self, value: ir.Value, exprs: Sequence[Expr], region: int, neutral: Neutral
+    ) -> ir.Value:
+        """Write the neutral element into slots that hold no token; ``exprs`` are the axes."""
+        holds = self.slots(region, len(exprs), neutral.axis, self.heads_of(exprs))
+        key = ("neutral", value, holds, neutral.fill)
+        if key not in self._made:
+            self._made[key] = self._filled(value, holds, neutral.fill)
+        return self._made[key]
+
+    def _filled(self, value: ir.Value, holds: ir.Value, fill: Fill) -> ir.Value:
+        match fill:
             case Fill.FALSE:
                 return self.emit.op("And", value, holds)
             case Fill.TRUE:
                 return self.emit.op("Or", value, self.emit.op("Not", holds))
-            case fill:
+            case _:
                 return self.emit.op("Where", holds, value, self._filler(fill, value))
 
     def _filler(self, fill: Fill, like: ir.Value) -> ir.Value:
@@ -137,7 +165,7 @@ class Versions:
             return self.emit.unsqueeze(want.value, range(want.rank - len(want.exprs)))
         neutral = want.neutral
         if neutral is not None and self._is_validity(want, neutral):
-            return self.slots(want.region, want.rank, neutral.axis)
+            return self.slots(want.region, want.rank, neutral.axis, self.heads_of(want.padded))
         made = self._through(want)
         if made is not None:
             return made
@@ -146,7 +174,7 @@ class Versions:
             gathered.type = want.value.type
         if neutral is None:
             return gathered
-        return self.neutralise(gathered, want.rank, want.region, neutral)
+        return self.neutralise(gathered, want.padded, want.region, neutral)
 
     def _is_validity(self, want: Want, neutral: Neutral) -> bool:
         return want.value is self.valid_source and neutral.fill is Fill.FALSE
@@ -159,9 +187,10 @@ class Versions:
         if node is None or not self._pays(want.value, want.exprs, want.neutral):
             return None
         if node.op_type == "Expand":
-            if not want.may_broadcast:
-                return None
-            return self.get(self._operand(want, node, 0, want.neutral))
+            operand = self._operand(want, node, 0, want.neutral)
+            if want.may_broadcast:
+                return self.get(operand)
+            return self._through_heads(want, operand)
         taken = self._taker(want, node)
         inputs: list[ir.Value | None] = []
         for slot, value in enumerate(self._regions.inputs(node)):
@@ -174,7 +203,18 @@ class Versions:
         made = self.emit.copy(node, inputs).outputs[0]
         if want.neutral is None or taken is not None:
             return made
-        return self.neutralise(made, want.rank, want.region, want.neutral)
+        return self.neutralise(made, want.padded, want.region, want.neutral)
+
+    def _through_heads(self, want: Want, operand: Want) -> ir.Value | None:
+        """(1, ...) -> (B * H, ...): gather once per sample, then repeat for its heads."""
+        heads, rank = self.heads_of(want.exprs), len(want.exprs)
+        is_shared = operand.exprs == (UNIT, *want.exprs[1:]) and want.rank == rank
+        if heads == 1 or not is_shared or want.neutral is not None:
+            return None
+        once = self.emit.unsqueeze(self.get(operand), (1,))
+        made = self._of_heads(once, heads, rank + 1)
+        made.type = want.value.type
+        return made
 
     def _operand(self, want: Want, node: ir.Node, slot: int, neutral: Neutral | None) -> Want:
         value, exprs = self._regions.inputs(node)[slot], self._regions.exprs(node, slot)
@@ -252,6 +292,15 @@ class Versions:
                 reason = f"axis {axis} of {want.value.name!r} is made of tokens and more"
                 raise refusal(self._regions, want.reader, reason)
         before = self.get(replace(want, region=want.region - 1, neutral=None))
+        beside = self._regions.beside_batch(exprs[0])
+        if beside is not None and want.rank == len(want.exprs):
+            before = self.emit.apart(before, self.heads_of(exprs), want.rank)
+            exprs = (self._regions.batch, beside, *exprs[1:])
+            return self.emit.joined(self._along(before, exprs, want))
+        return self._along(before, exprs, want)
+
+    def _along(self, value: ir.Value, exprs: tuple[Expr, ...], want: Want) -> ir.Value:
+        """Gather a value with the given axes along each that has tokens."""
         is_batched = exprs[0] == self._regions.batch or want.region - 1 > want.source
         if not is_batched and exprs[0] != UNIT:
             reason = f"axis 0 of {want.value.name!r} is not the batch axis"
@@ -262,11 +311,11 @@ class Versions:
                 continue
             place = _Place(axis, units, want.region, self._regions.tail(expr) or 0)
             if is_batched:
-                before = self._per_sample(before, place)
+                value = self._per_sample(value, place)
             else:
-                before = self._per_batch(before, place)
+                value = self._per_batch(value, place)
                 is_batched, units[0] = True, False
-        return before
+        return value
 
     def _per_sample(self, value: ir.Value, at: _Place) -> ir.Value:
         """Gather one axis of (B, ..., N, ...) with each sample's own positions."""

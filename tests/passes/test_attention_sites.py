@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 from tests.passes.selection.models import DH, D, H, Variant, write
 
-from secateur.errors import BadInputError
+from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.attention import Site, find_sites, site_named
 
 FORMS = {
@@ -110,3 +110,38 @@ def test_error_without_attention_says_what_the_graph_is_made_of() -> None:
     with pytest.raises(BadInputError) as caught:
         find_sites(ir.from_onnx_text(text + " { a = Relu(x) y = Relu(a) }"))
     assert caught.value.got == "2 Relu"
+
+
+LINEAR = """<ir_version: 10, opset_import: ["" : 20]>
+linear (float[batch,16,4,4] x) => (float[batch,16,16] y)
+<float[16,1,3,3] w = {%s}, int64[3] flat = {0, 16, -1}>
+{
+    grid = Conv<group = 16, pads = [1, 1, 1, 1]>(x, w)
+    values = Reshape(grid, flat)
+    keys = Relu(values)
+    turned = Transpose<perm = [0, 2, 1]>(values)
+    sums = MatMul(keys, turned)
+    again = Conv<group = 16, pads = [1, 1, 1, 1]>(grid, w)
+    queries = Reshape(again, flat)
+    y = MatMul(sums, queries)
+}"""
+
+
+def test_attention_that_sums_over_a_grid_first_is_refused_with_the_grid_named() -> None:
+    with pytest.raises(PreconditionError, match="they lie on a grid") as caught:
+        find_sites(ir.from_onnx_text(LINEAR % ",".join("1" * 144)))
+    assert "multiplies keys by values" in str(caught.value)
+    assert "Conv" in str(caught.value.got)
+
+
+def test_attention_that_sums_over_a_text_first_is_refused_for_that_alone() -> None:
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    linear (float[batch,tokens,16] q, float[batch,tokens,16] k) => (float[batch,tokens,16] y)
+    {
+        turned = Transpose<perm = [0, 2, 1]>(k)
+        sums = MatMul(turned, k)
+        y = MatMul(q, sums)
+    }"""
+    with pytest.raises(PreconditionError, match="no token has a score") as caught:
+        find_sites(ir.from_onnx_text(text))
+    assert "grid" not in str(caught.value)

@@ -106,7 +106,7 @@ def _attention(site: Site, arrays: Arrays, alive: Tensor | None) -> Attention:
         return x.permute(*(layout.index(axis) for axis in "bhnd"))
 
     query, key = tensor(site.query, site.layout), tensor(site.key, site.key_layout)
-    if site.transposed_key is not None:
+    if site.product is not None:
         probabilities = torch.from_numpy(arrays[site.node.outputs[0].name or ""])
     else:
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
@@ -122,7 +122,7 @@ def _attention(site: Site, arrays: Arrays, alive: Tensor | None) -> Attention:
     return Attention(
         query=query,
         key=key,
-        value=tensor(site.value, site.layout),
+        value=tensor(site.value, site.value_layout),
         probabilities=probabilities,
         visible=(probabilities > 0).flatten(1, 2).any(dim=1),
     )
@@ -228,7 +228,7 @@ def _mask_all(
 
 def _mask_attention(writer: _Writer, site: Site, alive: ir.Value) -> None:
     bias = writer.bias(alive)
-    if site.transposed_key is not None:
+    if site.product is not None:
         scores = _input(site.node, 0)
         if scores.dtype not in {None, ir.DataType.FLOAT}:
             raise BadInputError("the reference runs in float32", got=str(scores.dtype))
@@ -265,7 +265,7 @@ def _mask_pooling(writer: _Writer, node: ir.Node, others: Sequence[int], alive: 
 def _taps(sites: Sequence[Site]) -> Iterator[ir.Value]:
     for site in sites:
         yield from (site.query, site.key, site.value, site.block)
-        if site.transposed_key is not None:
+        if site.product is not None:
             yield site.node.outputs[0]
         elif site.mask is not None:
             yield site.mask

@@ -11,8 +11,8 @@ from zlib import crc32
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-
-D, H, DH, FFN, PLACES, OUT = 16, 2, 8, 24, 24, 5
+from tests.passes.selection.sizes import DH, FFN, OUT, PLACES, D, H
+from tests.passes.selection.written import WRITTEN
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Variant:
     Attributes:
         mask: none, bool, where (scores replaced), additive, legacy arithmetic, pairs
             (B, 1, N, N), or causal and padding together.
-        form: decomposed, fused (the Attention op), microsoft (MultiHeadAttention).
+        form: decomposed, fused (the Attention op), microsoft (MultiHeadAttention), and those
+            of ``written.py``: merged, folded, einsum, projected, disentangled.
         scale: where 1/sqrt(Dh) stands: query, after, both.
         key: late (B, H, N, Dh) transposed, direct (perm 0 2 3 1), merged (B*H, Dh, N).
         norm: post or pre.
@@ -99,6 +100,16 @@ class Writer:
     def size(self, x: str, axis: int) -> str:
         shape = self.op("Shape", x)
         return self.op("Gather", shape, self.const([axis]), axis=0)
+
+    def masked(self, s: str, mask: str) -> str:
+        """Scores (B, H, N, N) with the mask, in the form that the variant names."""
+        if not mask:
+            return s
+        if self.variant.mask == "where":
+            return self.op("Where", mask, s, self.number(self.low))
+        if self.variant.mask in ("additive", "legacy"):
+            return self.op("Add", s, mask)
+        return self.op("Add", s, self.op("Where", mask, self.number(0.0), self.number(self.low)))
 
     def target(self, x: str, *rest: int) -> str:
         """(B, N, *rest), spelled as the variant says."""
@@ -241,7 +252,7 @@ def _attention(w: Writer, x: str, mask: str, name: str) -> str:
         q, k = _rotate(w, q), _rotate(w, k)
         k = w.op("Transpose", k, perm=[0, 2, 1, 3])
     w.names[f"keys.{name[-1]}"], w.names[f"values.{name[-1]}"] = k, v
-    forms = {"fused": _fused, "microsoft": _microsoft, "decomposed": _scores}
+    forms = {"fused": _fused, "microsoft": _microsoft, "decomposed": _scores, **WRITTEN}
     out = forms[w.variant.form](w, q, k, v, mask)
     out = w.op("Transpose", out, perm=[0, 2, 1, 3])
     out = w.op("Reshape", out, w.target(out, D))
@@ -301,7 +312,7 @@ def _scores(w: Writer, q: str, k: str, v: str, mask: str) -> str:
         n = w.variant.tokens
         bias = w.rng.standard_normal((1, H, n, n)).astype(np.float32)
         s = w.op("Add", s, w.const(bias, np.float32))
-    s = _masked(w, s, mask)
+    s = w.masked(s, mask)
     p = w.op("Softmax", s, axis=-1)
     if w.variant.guard:
         p = w.op("Where", w.op("IsNaN", p), w.number(0.0), p)
@@ -319,17 +330,6 @@ def _turned_keys(w: Writer, k: str) -> str:
     flat = w.op("Reshape", k, w.op("Concat", w.const([-1]), n, d, axis=0))
     turned = w.op("Transpose", flat, perm=[0, 2, 1])
     return w.op("Reshape", turned, w.op("Concat", b, h, d, n, axis=0))
-
-
-def _masked(w: Writer, s: str, mask: str) -> str:
-    kind = w.variant.mask
-    if not mask:
-        return s
-    if kind == "where":
-        return w.op("Where", mask, s, w.number(w.low))
-    if kind in ("additive", "legacy"):
-        return w.op("Add", s, mask)
-    return w.op("Add", s, w.op("Where", mask, w.number(0.0), w.number(w.low)))
 
 
 _REDUCTIONS = {"mean": "ReduceMean", "max": "ReduceMax", "sum": "ReduceSum"}

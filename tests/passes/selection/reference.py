@@ -41,11 +41,20 @@ class Dense:
     sites: list[int]
     probabilities: list[str]
 
-    def run(self, feeds: Arrays, dropped: list[np.ndarray]) -> Arrays:
-        """``dropped[i]`` (B, N) bool: tokens that are gone behind site i."""
+    def run(self, feeds: Arrays, dropped: list[np.ndarray], folded: int = 0) -> Arrays:
+        """``dropped[i]`` (B, N) bool: tokens that are gone behind site i.
+
+        ``folded`` heads stand in one axis with the batch at the softmaxes.
+        """
         extra = {f"drop{i}": np.where(gone, -np.inf, 0.0).astype(np.float32)[:, None, None, :]
                  for i, gone in enumerate(dropped)}  # fmt: skip
-        return run(self.model, feeds | extra)
+        if not folded:
+            return run(self.model, feeds | extra)
+        extra = {name: np.repeat(array[:, 0], folded, axis=0) for name, array in extra.items()}
+        seen = run(self.model, feeds | extra)
+        for name in self.probabilities:
+            seen[name] = seen[name].reshape(-1, folded, *seen[name].shape[1:])
+        return seen
 
 
 def dense(
@@ -79,9 +88,7 @@ def dense(
     del graph.node[:]
     graph.node.extend(nodes)
     for i in range(len(sites)):
-        info = onnx.helper.make_tensor_value_info(
-            f"drop{i}", onnx.TensorProto.FLOAT, ["b", 1, 1, "n"]
-        )
+        info = onnx.helper.make_tensor_value_info(f"drop{i}", onnx.TensorProto.FLOAT, None)
         graph.input.append(info)
     probabilities = [node.output[0] for node in softmaxes]
     for name in (*probabilities, *watch):

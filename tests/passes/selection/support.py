@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
-from tests.passes.selection.models import D, Variant, write
+from tests.passes.selection.models import D, H, Variant, write
 from tests.passes.selection.reference import (
     Arrays,
     choose,
@@ -18,6 +18,7 @@ from tests.passes.selection.reference import (
     relative_error,
     run,
 )
+from tests.passes.selection.written import WRITTEN
 
 from secateur.graph_passes.selection.budget import Budget
 from secateur.graph_passes.token_selection import Selection, insert_selections
@@ -110,7 +111,9 @@ def expect(
     protected: int = 1,
 ) -> Expected:
     """Run the dense graph, select in NumPy, mask, and run again: once per site."""
-    model, names = write(replace(variant, form="decomposed"))
+    is_written = variant.form in WRITTEN
+    model, names = write(variant if is_written else replace(variant, form="decomposed"))
+    folded = H if variant.form == "folded" else 0
     watch = [f"{signal}.{at}" for at in layers if f"{signal}.{at}" in names]
     last = names[f"hidden.{variant.layers - 1}"]
     twin = dense(model, list(layers), watch=(*(names[name] for name in watch), last))
@@ -118,7 +121,7 @@ def expect(
     gone = [np.zeros_like(alive)] * len(layers)
     kept, scores = [], []
     for i, at in enumerate(layers):
-        seen = twin.run(fed, gone)
+        seen = twin.run(fed, gone, folded)
         score = _score(signal, seen, names.get(f"{signal}.{at}", ""), twin.probabilities[at], alive)
         alive = choose(
             score,
@@ -130,7 +133,7 @@ def expect(
         kept.append(alive)
         scores.append(score)
         gone = [~kept[min(j, i)] for j in range(len(layers))]
-    hidden = twin.run(fed, gone)[last]
+    hidden = twin.run(fed, gone, folded)[last]
     return Expected(_head(variant, model, hidden, alive), kept, scores)
 
 

@@ -60,6 +60,15 @@ def test_tokens_that_are_joined_one_by_one_are_refused() -> None:
         map_regions(model, analyse_axes(model), (cut,))
 
 
+def test_tokens_that_are_gathered_by_computed_positions_are_refused() -> None:
+    model = build(Variant(form="disentangled"))
+    for node in model.graph.node:  # relative positions along the tokens instead of the table
+        if node.op_type == "GatherElements":
+            node.attribute[0].i = 1
+    with pytest.raises(PreconditionError, match="read at computed positions"):
+        insert(model, selections((0,)))
+
+
 def test_what_stands_before_the_cut_is_not_refused() -> None:
     insert(build(Variant(tokens=8, extra="window", sizes="copy")), selections((2,)))
 

@@ -1,0 +1,60 @@
+"""Attention in forms of its own: batch and heads in one axis, Einsum, relative positions."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from tests.passes.selection.models import DH, H, Variant, write
+from tests.passes.selection.reference import run
+from tests.passes.selection.support import amounts, check, feeds, insert, selections, site
+
+from secateur.graph_passes.attention import find_sites
+
+RAGGED = (9, 4, 7)
+
+FORMS = {
+    "a bias of positions, batch and heads in one axis": Variant(form="merged"),
+    "the same, scores replaced": Variant(form="merged", mask="where"),
+    "the same, causal": Variant(form="merged", mask="causal"),
+    "heads never apart": Variant(form="folded"),
+    "Einsum": Variant(form="einsum"),
+    "Einsum, scores replaced": Variant(form="einsum", mask="where"),
+    "Einsum, fixed tokens": Variant(form="einsum", mask="none", tokens=9),
+    "relative positions": Variant(form="disentangled"),
+    "relative positions, scores replaced": Variant(form="disentangled", mask="where"),
+    "relative positions, a mask of pairs": Variant(form="disentangled", mask="pairs"),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_block_is_found_once(name: str) -> None:
+    found = find_sites(ir.from_proto(write(FORMS[name])[0]))
+    assert [one.name for one in found] == [site(layer) for layer in range(3)]
+    assert {(one.heads, one.key_heads, one.head_dim) for one in found} == {(H, H, DH)}
+
+
+SEEN = [(name, "class_row") for name in FORMS] + [
+    (name, signal)
+    for name in ("heads never apart", "Einsum", "a bias of positions, batch and heads in one axis")
+    for signal in ("column_mean", "keys", "values")
+]
+
+
+@pytest.mark.parametrize(("name", "signal"), SEEN)
+def test_two_sites_equal_the_masked_dense_graph(name: str, signal: str) -> None:
+    variant = FORMS[name]
+    lengths = (variant.tokens,) * 3 if variant.tokens else RAGGED
+    check(variant, (0, 1), lengths, signal=signal, permille=(700, 600))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_sample_in_a_batch_gives_what_it_gives_alone(name: str) -> None:
+    variant = FORMS[name]
+    model = insert(write(variant)[0], selections((0, 1)))
+    lengths = (variant.tokens,) * 3 if variant.tokens else RAGGED
+    fed, asked = feeds(variant, lengths), amounts((0, 1), (700, 600))
+    whole = run(model, fed | asked)["y"]
+    for i, length in enumerate(lengths):
+        alone = {key: array[i : i + 1, :length] for key, array in fed.items()}
+        np.testing.assert_allclose(run(model, alone | asked)["y"][0], whole[i], atol=1e-5)
