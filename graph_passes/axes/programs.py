@@ -8,7 +8,7 @@ have one program. A rule that looked at more, see ``View.is_particular``, is ask
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -52,9 +52,15 @@ class Program(NamedTuple):
     is_described: bool
     """Some relation says something."""
     steps: tuple[Step, ...]
+    carried: int
+    """The input whose axes the only output has, as they are; -1 where there is none."""
+    joins: tuple[Step, ...]
+    """What is left of ``steps`` if that input is handed on: nothing is put on the output."""
     folds: tuple[Fold, ...]
     unmentioned: Pairs
     """Axes of inputs, as (slot, axis), that no relation names."""
+    is_settled: bool
+    """The steps, and freezing what is unmentioned, look at every axis of every input."""
     output_ranks: tuple[int, ...]
     """Axes of each output, as the file declares them or else as the relations name them."""
     reads: frozenset[int]
@@ -101,7 +107,8 @@ def sizes_of(units: Iterable[tuple[Size, ...] | None]) -> Shapes:
 
 def declared_ranks(node: ir.Node) -> tuple[int, ...]:
     """Number of axes per output that the file declares, -1 where it says nothing."""
-    return tuple([-1 if v.shape is None else len(v.shape) for v in node.outputs])
+    shapes = [value.shape for value in node.outputs]
+    return tuple([-1 if shape is None else len(shape) for shape in shapes])
 
 
 def is_plain(node: ir.Node) -> bool:
@@ -119,43 +126,79 @@ def program_of(
         input_ranks: Number of axes per input, None where it is absent or unknown.
         declared: The same per output; -1 where the file says nothing.
     """
-    relations = tuple(relations)
     named: set[tuple[int, int]] = set()
+    touched: set[tuple[int, int]] = set()
     steps: list[Step] = []
+    folds: list[Fold] = []
+    reads: list[int] = []
+    is_described = False
     for relation in relations:
-        kind = type(relation)
+        is_described, kind = True, type(relation)
         if kind is Same or kind is Fold:
-            ports = cast(Same | Fold, relation).ports
-            named.update(ports)
+            ports = relation.ports  # type: ignore[union-attr]
+            touched.update(ports)
             steps.append(_joined(relation, ports, input_ranks))
+            if kind is Fold:
+                folds.append(relation)  # type: ignore[arg-type]
             continue
-        if kind is Fresh or kind is Frozen or kind is Unread:
-            named.add(cast(Fresh | Frozen | Unread, relation).port)
+        if kind is Fresh or kind is Frozen:
+            touched.add(relation.port)  # type: ignore[union-attr]
         else:
             named.update(_ports(relation))
+            if isinstance(relation, ReadAt):
+                reads.append(relation.slot)
         if kind is not Unread:
             steps.append((-1, 0, (), (), relation))
+    is_settled = named <= touched
+    named |= touched
     unmentioned = [
         (slot, axis)
         for slot, rank in enumerate(input_ranks)
-        for axis in range(rank or 0)
+        if rank
+        for axis in range(rank)
         if (slot, axis) not in named
     ]
+    ranks = tuple([_rank(i, rank, named) for i, rank in enumerate(declared)])
+    carried = _carried(steps, input_ranks, ranks)
     return Program(
-        bool(relations),
+        is_described,
         tuple(steps),
-        tuple([relation for relation in relations if type(relation) is Fold]),
+        carried,
+        () if carried < 0 else tuple([(s, a, more, (), r) for s, a, more, _, r in steps if more]),
+        tuple(folds),
         tuple(unmentioned),
-        tuple([_rank(i, rank, named) for i, rank in enumerate(declared)]),
-        frozenset([relation.slot for relation in relations if isinstance(relation, ReadAt)]),
+        is_settled,
+        ranks,
+        frozenset(reads),
     )
 
 
+def _carried(
+    steps: Sequence[Step], input_ranks: Sequence[int | None], output_ranks: Sequence[int]
+) -> int:
+    """The input of which each axis, and nothing else, is an axis of the only output."""
+    if len(output_ranks) != 1 or not steps:
+        return -1
+    carried, found = steps[0][0], []
+    for slot, axis, _, outputs, _ in steps:
+        if slot != carried or (outputs and outputs != ((0, axis),)):
+            return -1
+        if outputs:
+            found.append(axis)
+    is_whole = carried >= 0 and input_ranks[carried] == output_ranks[0] == len(found)
+    return carried if is_whole and len(set(found)) == len(found) else -1
+
+
 def _joined(relation: Relation, ports: Iterable[Port], input_ranks: Sequence[int | None]) -> Step:
-    inputs = tuple([(s, a) for s, a in ports if s >= 0 and input_ranks[s] is not None])
-    outputs = tuple([(~s, a) for s, a in ports if s < 0])
+    inputs: list[tuple[int, int]] = []
+    outputs: list[tuple[int, int]] = []
+    for port in ports:
+        if port[0] < 0:
+            outputs.append((~port[0], port[1]))
+        elif input_ranks[port[0]] is not None:
+            inputs.append(port)
     slot, axis = inputs[0] if inputs else (-1, 0)
-    return slot, axis, inputs[1:], outputs, relation
+    return slot, axis, tuple(inputs[1:]), tuple(outputs), relation
 
 
 def _rank(output: int, declared: int, named: set[tuple[int, int]]) -> int:

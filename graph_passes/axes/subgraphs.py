@@ -11,7 +11,8 @@ _SUBGRAPHS = frozenset({ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS})
 
 def has_no_subgraph(node: ir.Node) -> bool:
     """Tell whether no attribute of a node is a graph."""
-    return _SUBGRAPHS.isdisjoint([attribute.type for attribute in node.attributes.data.values()])
+    attributes = node.attributes.data
+    return not attributes or _SUBGRAPHS.isdisjoint([a.type for a in attributes.values()])
 
 
 def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
