@@ -29,7 +29,7 @@ from secateur.graph_passes.attention_products import (
 from secateur.graph_passes.axes import AxisMap, Expr, analyse_axes, size
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.names import layer_of, module_path
-from secateur.graph_passes.selection.flow import bottlenecks, descendants, readers
+from secateur.graph_passes.selection.flow import ancestors, bottlenecks, descendants, readers
 
 Cut = Literal["block", "attention"]
 Layout = str
@@ -157,7 +157,7 @@ def _decomposed(softmax: ir.Node, axes: AxisMap) -> Site | None:
         return None
     scores = find_scores(logits, axes)
     values = None if scores is None else find_values(softmax.outputs[0], axes)
-    if scores is None or values is None:
+    if scores is None or values is None or _is_pooling(scores.product, axes):
         return None
     product = scores.product
     key, layout = raw_key(product.key, product.key_layout, axes)
@@ -191,6 +191,17 @@ def _decomposed(softmax: ir.Node, axes: AxisMap) -> Site | None:
 
 def _sizes(value: ir.Value, layout: Layout, axes: AxisMap) -> dict[str, int]:
     return {letter: _int(expr) for letter, expr in zip(layout, axes.of(value), strict=True)}
+
+
+def _is_pooling(product: ScoreProduct, axes: AxisMap) -> bool:
+    """Tell whether one learned query pools the tokens, so that no token follows."""
+    query = product.query
+    if axes.of(query)[product.query_layout.index("n")] or query.is_graph_input():
+        return False
+    nodes = ancestors(query)
+    return not any(
+        item is not None and item.is_graph_input() for node in nodes for item in node.inputs
+    )
 
 
 def _heads_beside(product: ScoreProduct, axes: AxisMap) -> int:
@@ -288,7 +299,8 @@ def _with_cuts(sites: list[Site], order: list[ir.Node]) -> list[Site]:
             and value.producer()
             and not any(value is other.output for other in sites if other is not site)
         ]
-        followed = any(other.node in reach[i] for other in sites)
+        # a learned query that pools the tokens is no next block of the same stream
+        followed = any(other.query.producer() in reach[i] for other in sites)
         made.append(_cut_site(site, chain, followed=followed, before=reach[i]))
     return made
 

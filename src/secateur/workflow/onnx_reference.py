@@ -103,11 +103,16 @@ def _attention(site: Site, arrays: Arrays, alive: Tensor | None) -> Attention:
         x: Tensor = torch.from_numpy(arrays[value.name or ""])
         if layout == "bnd":
             return x.reshape(*x.shape[:2], -1, site.head_dim).transpose(1, 2)
+        if "g" in layout:  # batch and heads in one axis
+            x = x.permute(*(layout.index(axis) for axis in "gnd"))
+            return x.reshape(-1, site.heads, *x.shape[1:])
         return x.permute(*(layout.index(axis) for axis in "bhnd"))
 
     query, key = tensor(site.query, site.layout), tensor(site.key, site.key_layout)
     if site.product is not None:
         probabilities = torch.from_numpy(arrays[site.node.outputs[0].name or ""])
+        if probabilities.dim() == 3:  # batch and heads in one axis
+            probabilities = probabilities.reshape(-1, site.heads, *probabilities.shape[1:])
     else:
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         scores = query @ keys.transpose(-1, -2) * site.scale
@@ -232,7 +237,8 @@ def _mask_attention(writer: _Writer, site: Site, alive: ir.Value) -> None:
         scores = _input(site.node, 0)
         if scores.dtype not in {None, ir.DataType.FLOAT}:
             raise BadInputError("the reference runs in float32", got=str(scores.dtype))
-        site.node.replace_input_with(0, writer.node("Add", [scores, bias], site.node))
+        masked = _add_to_heads(writer, scores, bias, site)
+        site.node.replace_input_with(0, masked)
         return
     if site.node.domain:
         raise PreconditionError("com.microsoft attention is not masked here", where=site.name)
@@ -246,6 +252,20 @@ def _mask_attention(writer: _Writer, site: Site, alive: ir.Value) -> None:
         site.node.replace_input_with(3, masked)
     else:
         site.node.replace_input_with(3, writer.node("Add", [site.mask, bias], site.node))
+
+
+def _add_to_heads(writer: _Writer, scores: ir.Value, bias: ir.Value, site: Site) -> ir.Value:
+    """Add (B, 1, N, N) to scores (B, H, N, N), or to (B * H, N, N) with the heads apart."""
+    before = site.node
+    if scores.shape is None or len(scores.shape) != 3:
+        return writer.node("Add", [scores, bias], before)
+    first = writer.constant("masked.one_axis", np.array([1], np.int64))
+    heads = writer.constant("masked.heads", np.array([-1, site.heads, 0, 0], np.int64))
+    apart = writer.node("Unsqueeze", [scores, first], before)
+    apart = writer.node("Reshape", [apart, heads], before)
+    shape = writer.node("Shape", [scores], before)
+    shape.dtype = ir.DataType.INT64
+    return writer.node("Reshape", [writer.node("Add", [apart, bias], before), shape], before)
 
 
 def _mask_pooling(writer: _Writer, node: ir.Node, others: Sequence[int], alive: ir.Value) -> None:

@@ -10,6 +10,13 @@ from tests.passes.selection.reference import run
 from tests.passes.selection.support import amounts, check, feeds, insert, selections, site
 
 from secateur.graph_passes.attention import find_sites
+from secateur.graph_passes.force_selection import force
+from secateur.workflow.golden import budget_feeds, token_sites
+from secateur.workflow.model_session import open_model
+from secateur.workflow.onnx_reference import golden_from_onnx
+from secateur.workflow.parity import Options
+from secateur.workflow.parity import check as check_forced
+from secateur.workflow.selecting import Select, select_tokens
 
 RAGGED = (9, 4, 7)
 
@@ -58,3 +65,16 @@ def test_a_sample_in_a_batch_gives_what_it_gives_alone(name: str) -> None:
     for i, length in enumerate(lengths):
         alone = {key: array[i : i + 1, :length] for key, array in fed.items()}
         np.testing.assert_allclose(run(model, alone | asked)["y"][0], whole[i], atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["folded", "einsum", "disentangled"])
+def test_forced_twin_agrees_with_the_reference_of_the_file(form: str) -> None:
+    dense = ir.from_proto(write(Variant(form=form))[0])
+    wanted = [Select(site(layer), "class_row", 0.6, 1) for layer in (0, 1)]
+    model = select_tokens(dense, wanted)
+    sites, asked = token_sites(model, {}), budget_feeds(model, {})
+    golden = golden_from_onnx(dense, feeds(Variant(), RAGGED), sites, feeds=asked)
+    with open_model(force(model)) as twin:
+        report = check_forced([golden], twin, free=None, options=Options())
+    assert report.passed, [(row.subject, row.note) for row in report.rows() if not row.passed]
+    assert len(report.sites) == len(wanted)
