@@ -5,12 +5,14 @@
 Multiply-adds are of samples run by themselves; latency (median) and CPU time (mean) are of ONNX
 Runtime at batch 1 with one thread, over the same test samples. What MADTP is compared with prunes
 to the same multiply-adds: with weights of its own where training made some, else ("of MADTP")
-without training, on the weights that were fine-tuned under MADTP.
+without training, on the weights that were fine-tuned under MADTP. "Taught" weights were trained
+longer, with the dense model to teach.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -157,24 +159,46 @@ def measured(subject: Subject, strength: float, data: Data) -> dict[str, Any]:
 
 def rows_of(reduction: str, base: BlipNlvr, data: Data) -> Iterator[dict[str, Any]]:
     """MADTP at a reduction, and what it is compared with at the same multiply-adds."""
-    net, notes = load_weights(weights_file("madtp", reduction), base)
-    inputs = data.test.inputs(slice(0, MEASURED))  # equal on what is measured; no answer is read
-    strength = float(notes["strength"])
+    net, strength = opened("madtp", reduction, base)
     yield measured(Subject("madtp", reduction, net), strength, data)
-    target = Target(float(nlvr_macs(net, inputs, Compression.at(strength)).mean()), 0.005)
     for rule in RULES[1:]:
-        own = weights_file(rule, reduction)
+        if weights_file(rule, reduction).exists():
+            rival, found = opened(rule, reduction, base)
+            yield measured(Subject(rule, reduction, rival), found, data)
+            continue
         subject = Subject(rule, reduction, net, weights="of MADTP")
-        if own.exists():
-            subject = Subject(rule, reduction, load_weights(own, base)[0])
-        found = find_temperature(subject.net, inputs, target, rule=rule, nearest=True)
-        yield measured(subject, found.temperature, data)
+        yield measured(subject, strength_for(subject, strength, data), data)
+
+
+def taught_rows_of(reduction: str, base: BlipNlvr, data: Data) -> Iterator[dict[str, Any]]:
+    """What was trained longer, with the dense model to teach."""
+    for rule in RULES:
+        if weights_file(rule, f"{reduction}-taught").exists():
+            net, strength = opened(rule, f"{reduction}-taught", base)
+            yield measured(Subject(rule, reduction, net, "own, taught"), strength, data)
+
+
+def opened(rule: str, reduction: str, base: BlipNlvr) -> tuple[BlipNlvr, float]:
+    """A model, and the strength that training found for it."""
+    net, notes = load_weights(weights_file(rule, reduction), base)
+    return net, float(notes["strength"])
+
+
+def strength_for(subject: Subject, temperature: float, data: Data) -> float:
+    """At which a rule has the multiply-adds of MADTP on the same weights; no answer is read."""
+    inputs = data.test.inputs(slice(0, MEASURED))
+    macs = float(nlvr_macs(subject.net, inputs, Compression.at(temperature)).mean())
+    target = Target(macs, 0.005)
+    return find_temperature(
+        subject.net, inputs, target, rule=subject.rule, nearest=True
+    ).temperature
 
 
 def printed(rows: list[dict[str, Any]], console: Console) -> None:
     dense = rows[0]
     heads = ("model", "p", "weights", "MMACs", "saved", "accuracy", "lost", "latency", "CPU")
     table = Table(*heads, "parity", title="digits, one sample at a time")
+    last_of = {row["reduction"]: row for row in rows}
     for row in rows:
         saved = 1 - row["mmacs"] / dense["mmacs"]
         title = "dense" if row is dense else TITLES[row["rule"]]
@@ -184,7 +208,7 @@ def printed(rows: list[dict[str, Any]], console: Console) -> None:
         for name in ("latency_ms", "cpu_ms"):
             cells.append(f"{row[name]:.2f} ms" if name in row else "-")
         cells.append(f"{row['parity']:.0e}" if "parity" in row else "-")
-        table.add_row(*cells, end_section=row is dense or row["rule"] == "random")
+        table.add_row(*cells, end_section=row is last_of[row["reduction"]])
     console.print(table)
 
 
@@ -204,7 +228,8 @@ def main() -> None:
     rows = [measured(Subject("madtp", "0", base), 0.0, data)]
     for reduction in REDUCTIONS:
         if weights_file("madtp", reduction).exists():
-            for row in rows_of(reduction, base, data):
+            given = (reduction, base, data)
+            for row in itertools.chain(rows_of(*given), taught_rows_of(*given)):
                 rows.append(row)
                 done = f"{time.time() - start:4.0f} s: {TITLES[row['rule']]}, p = {reduction}"
                 console.print(done, highlight=False)
