@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -25,7 +25,7 @@ def check_connections(model: ir.Model) -> None:
 def _check(graph: ir.Graph, outside: set[ir.Value | None]) -> None:
     given = dict.fromkeys((*graph.inputs, *graph.initializers.data.values()))
     nodes = tuple(graph)
-    _check_names((*given, *(value for node in nodes for value in node.outputs)))
+    _check_names([*given, *[value for node in nodes for value in node.outputs]])
     made = {None, *outside, *given}  # None is an input that is left out
     for node in nodes:
         if not made.issuperset(node.inputs):
@@ -44,8 +44,11 @@ def _check(graph: ir.Graph, outside: set[ir.Value | None]) -> None:
             )
 
 
-def _check_names(values: Iterable[ir.Value]) -> None:
-    names = [name for value in values if (name := value.name)]
+def _check_names(values: Sequence[ir.Value]) -> None:
+    names = [value.name for value in values]
+    if len(set(names)) == len(names):
+        return
+    names = [name for name in names if name]
     if len(set(names)) < len(names):
         twice = next(name for name, times in Counter(names).items() if times > 1)
         raise BadInputError(

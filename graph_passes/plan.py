@@ -16,6 +16,8 @@ from secateur.graph_passes.blocks import select_blocks
 from secateur.graph_passes.groups import Analysis, Group
 
 SCHEMA = 1
+_FEW = 64
+"""Up to so many units are looked at one by one: an array would cost more."""
 _KEYS = {"schema", "fingerprint", "allow_inexact", "allow_outputs", "blocks", "sizes", "keep"}
 
 
@@ -161,7 +163,7 @@ def resolve_plan(analysis: Analysis, plan: Plan) -> dict[Atom, NDArray[np.int64]
     _check(analysis, plan)
     kept = [(analysis.group(name), units) for name, units in plan.keep.items()]
     return {
-        group.atom: np.asarray(sorted(units), dtype=np.int64)
+        group.atom: np.sort(np.fromiter(units, np.int64, len(units)))
         for group, units in kept
         if len(units) < group.size
     }
@@ -197,11 +199,7 @@ def _check_model(analysis: Analysis, plan: Plan) -> None:
 
 def _check_group(group: Group, units: tuple[int, ...], plan: Plan) -> None:
     size = group.size
-    if units and not 0 <= min(units) <= max(units) < size:
-        bad = [unit for unit in units if not 0 <= unit < size]
-        raise BadInputError(f"{group.name} has no unit {bad[0]}", wanted=f"0 to {size - 1}")
-    if len(set(units)) != len(units):
-        raise BadInputError(f"a kept unit of {group.name} stands twice in the plan")
+    _check_units(group, units)
     if len(units) == size:
         return
     if group.frozen:
@@ -227,6 +225,19 @@ def _check_group(group: Group, units: tuple[int, ...], plan: Plan) -> None:
             f"cutting {group.name} is not exact: a norm is taken over it",
             next_step='set "allow_inexact": true to accept a renormalised result',
         )
+
+
+def _check_units(group: Group, units: tuple[int, ...]) -> None:
+    size = group.size
+    if len(units) > _FEW:
+        listed = np.fromiter(units, np.int64, len(units))
+        if listed[0] >= 0 and listed[-1] < size and (listed[1:] > listed[:-1]).all():
+            return
+    if units and not 0 <= min(units) <= max(units) < size:
+        bad = [unit for unit in units if not 0 <= unit < size]
+        raise BadInputError(f"{group.name} has no unit {bad[0]}", wanted=f"0 to {size - 1}")
+    if len(set(units)) != len(units):
+        raise BadInputError(f"a kept unit of {group.name} stands twice in the plan")
 
 
 def _way_out(group: Group) -> str:

@@ -38,15 +38,12 @@ def prepare(model: ir.Model, *, in_place: bool = False) -> ir.Model:
         nodes = tuple(copy.graph)
     if fold_integers(copy.graph):
         nodes = tuple(copy.graph)
-    if any(value.name and _is_unknown(value) for node in nodes for value in node.outputs):
+    outputs = [value for node in nodes for value in node.outputs]
+    if any(value.shape is None or value.dtype is None for value in outputs if value.name):
         common.ShapeInferencePass(data_prop=True)(copy)
     if broadcast_late(copy.graph):
         common.RemoveUnusedNodesPass()(copy)
     return copy
-
-
-def _is_unknown(value: ir.Value) -> bool:
-    return value.shape is None or value.dtype is None
 
 
 __all__ = ["prepare"]

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -66,7 +67,7 @@ def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> 
     _slice_constants(model, cut)
     for node in tuple(model.graph):
         rewrite = REWRITES.find(op_key(node))
-        if rewrite is not None and cut.axes.knows(node, -1) and cut.touches(node):
+        if rewrite is not None and cut.touches(node) and cut.axes.knows(node, -1):
             rewrite(node, cut.axes, keep)
     _resize_values(cut)
     remove_unread(model)
@@ -85,15 +86,28 @@ class _Cut:
         """Numbers of those of the axes that are cut, which have to be the analysis' own."""
         found = self._known.get(id(exprs))
         if found is None:
-            found = tuple([i for i, expr in enumerate(exprs) if is_cut(expr, self.keep)])
-            self._known[id(exprs)] = found
+            cut = []
+            for axis, expr in enumerate(exprs):
+                if len(expr) == 1 and type(expr[0]) is Atom:  # most axes are one leaf atom
+                    if expr[0] in self.keep:
+                        cut.append(axis)
+                elif is_cut(expr, self.keep):
+                    cut.append(axis)
+            self._known[id(exprs)] = found = tuple(cut)
         return found
 
     def touches(self, node: ir.Node) -> bool:
         """Tell whether some axis of an input or output of a node is cut."""
-        slots = (*range(len(node.inputs)), *(~i for i in range(len(node.outputs))))
-        used = (self.axes.raw(node, slot) for slot in slots)
-        return any(exprs is not None and self.of(exprs) for exprs in used)
+        of_values, of_uses = self.axes.of_values, self.axes.of_uses
+        for value in node.outputs:
+            exprs = of_values.get(value)
+            if exprs is not None and self.of(exprs):
+                return True
+        for slot, given in enumerate(node.inputs):
+            exprs = None if given is None else of_values.get(given) or of_uses.get((node, slot))
+            if exprs is not None and self.of(exprs):
+                return True
+        return False
 
 
 def _record(analysis: Analysis, plan: Plan) -> None:
@@ -128,14 +142,14 @@ def _slice_constants(model: ir.Model, cut: _Cut) -> None:
         return spelled[expr]
 
     for (node, slot), exprs in cut.axes.of_uses.items():
-        value = node.inputs[slot]
-        if value is not None:
-            way = tuple([(axis, positions(exprs[axis])) for axis in cut.of(exprs)])
+        axes, value = cut.of(exprs), node.inputs[slot]
+        if axes and value is not None:
+            way = tuple([(axis, positions(exprs[axis])) for axis in axes])
             ways.setdefault(value, {}).setdefault(way, []).append((node, slot))
     copies: dict[str, str] = {}
     for value, found in ways.items():
         for way, uses in found.items():
-            if way and (name := _replace(model.graph, value, way, uses)) != value.name:
+            if (name := _replace(model.graph, value, way, uses)) != value.name:
                 copies[name] = value.name or ""
     if copies:
         name_copies(model, copies)
@@ -146,7 +160,7 @@ def _replace(graph: ir.Graph, value: ir.Value, way: _Way, uses: _Uses) -> str:
     tensor = constant_tensor(value)
     assert tensor is not None
     kept = {axis: np.frombuffer(raw, dtype=np.int64) for axis, raw in way}
-    dims = [len(kept[i]) if i in kept else dim for i, dim in enumerate(tensor.shape.numpy())]
+    dims: list[Any] = [len(kept[i]) if i in kept else dim for i, dim in enumerate(tensor.shape)]
     shape = ir.Shape(dims, frozen=True)  # of the value and of what it holds, as in a file
     is_alone = len(value.uses()) == len(uses) and not value.is_graph_output()
     name = value.name or "" if is_alone else unused_name(graph, f"{value.name}.cut")

@@ -67,6 +67,8 @@ class AxisMap:
             return found
 
         def resolved_axis(expr: Expr) -> Expr:
+            if len(expr) == 1 and type(expr[0]) is Atom and expr[0].definition is None:
+                return expr
             found: Expr | None = known.get(id(expr))
             if found is None:
                 known[id(expr)] = found = resolve(expr)
@@ -77,7 +79,7 @@ class AxisMap:
             if exprs is not None:
                 self.of_values[value] = resolved(exprs)
         for use, used in self.of_uses.items():
-            self.of_uses[use] = tuple([resolve(expr) for expr in used])
+            self.of_uses[use] = tuple([resolved_axis(expr) for expr in used])
         self._is_sealed = True
 
     def of(self, value: ir.Value) -> tuple[Expr, ...]:
@@ -122,7 +124,7 @@ class AxisMap:
     def ints(self, value: ir.Value) -> tuple[Size, ...] | None:
         """Return a tracked integer tensor as sizes (a scalar as one), None if not tracked."""
         entries = self.tracked.get(value)
-        return None if entries is None else tuple(entry.size for entry in entries)
+        return None if entries is None else tuple([entry.size for entry in entries])
 
     def entries(self, value: ir.Value | None) -> tuple[Entry, ...] | None:
         """Return a tracked integer tensor with the axes it was computed from."""
