@@ -106,6 +106,7 @@ madtp-train: $(READY)
 	$(BIN)/python examples/madtp/train.py dense
 	$(BIN)/python examples/madtp/train.py madtp 0.5
 	$(BIN)/python examples/madtp/train.py madtp 0.6 0.7 0.8 --start 0.5
+	$(BIN)/python examples/madtp/train.py madtp 0.8 --taught
 
 # On a machine with a CUDA device: the tests that need one, then probes, parity and times as a
 # table and JSON, in 8 minutes. Without one it says, cell by cell, why it did not run.
