@@ -187,7 +187,7 @@ def insert_at(
         emit.prefix = f"{cut.site}/selection"
         kept = choose(one, around)
         versions.kept.append(kept)
-        _cut(cut, versions, number)
+        _cut(cut, versions, regions, number)
         pointers.follow(kept, number)
         asked = requests(regions, number) if kept.valid is not None else Requests()
         here = [crossing for crossing in found if crossing.region == number]
@@ -218,11 +218,13 @@ def _check_windows(chosen: list[Chosen], windows: Mapping[str, Window], pointers
         )
 
 
-def _cut(cut: CutPoint, versions: Versions, region: int) -> None:
+def _cut(cut: CutPoint, versions: Versions, regions: Regions, region: int) -> None:
     """Let the recorded readers see the kept rows."""
     rows = versions.kept[region - 1].rows
     rows = named(rows or versions.gather(cut.value, region), f"{cut.site}.tokens")
     rows.type = cut.value.type
+    # a runtime that does not know the rank fuses nothing with what reads these rows
+    rows.shape = _shape_behind(cut.value, cut.site, regions)
     for node, slot in cut.readers:
         node.replace_input_with(slot, rows)
 
@@ -333,16 +335,22 @@ def _forget_shapes(regions: Regions) -> None:
     for node, region in regions.in_region():
         site = regions.cuts[region - 1].site
         for value in node.outputs:
-            if value.shape is None or value.is_graph_output():
-                continue
-            exprs = _axes_of(regions, value)
-            dims: list[int | str | None] = []
-            for k, expr in enumerate(exprs):
-                if not regions.bears(expr):
-                    dims.append(_dim(value, k))
-                else:
-                    dims.append(f"{site}.length" if regions.is_tokens(expr) else None)
-            value.shape = ir.Shape(dims)
+            if not value.is_graph_output():
+                value.shape = _shape_behind(value, site, regions)
+
+
+def _shape_behind(value: ir.Value, site: str, regions: Regions) -> ir.Shape | None:
+    """The declared shape with the tokens that ``site`` leaves; None where there is none."""
+    exprs = _axes_of(regions, value)
+    if value.shape is None or len(value.shape) != len(exprs):
+        return None
+    dims: list[int | str | None] = []
+    for k, expr in enumerate(exprs):
+        if not regions.bears(expr):
+            dims.append(_dim(value, k))
+        else:
+            dims.append(f"{site}.length" if regions.is_tokens(expr) else None)
+    return ir.Shape(dims)
 
 
 def _axes_of(regions: Regions, value: ir.Value) -> tuple[Expr, ...]:

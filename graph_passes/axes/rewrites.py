@@ -25,7 +25,7 @@ from secateur.graph_passes.axes.expression import (
 )
 from secateur.graph_passes.axes.relations import OUT, REWRITES
 from secateur.graph_passes.axes.rules.layout import slice_bounds, split_lengths
-from secateur.graph_passes.axes.sizes import static
+from secateur.graph_passes.axes.sizes import Size, static
 from secateur.graph_passes.axes.view import View
 from secateur.graph_passes.names import node_name
 
@@ -67,6 +67,8 @@ def _respell_computed(node: ir.Node, slot: int, axes: AxisMap, keep: Keep) -> No
     old, exprs = node.inputs[slot], axes.at(node, OUT)
     assert old is not None
     aligned = _aligned(exprs, _length(old) or len(exprs))
+    if node.op_type == "Reshape" and _still_true(aligned, axes.ints(old), keep):
+        return
     cut_dynamic = [
         i for i, e in enumerate(aligned) if is_cut(e, keep) and not isinstance(size(e), int)
     ]
@@ -87,6 +89,13 @@ def _respell_computed(node: ir.Node, slot: int, axes: AxisMap, keep: Keep) -> No
         else:
             entries.append(None)
     _concat_entries(node, slot, old, entries)
+
+
+def _still_true(exprs: Sequence[Expr], spelled: Sequence[Size | None] | None, keep: Keep) -> bool:
+    """Tell whether every axis that is cut is left open (-1), so that the target follows it."""
+    return spelled is not None and all(
+        entry == -1 for expr, entry in zip(exprs, spelled, strict=True) if is_cut(expr, keep)
+    )
 
 
 def _not_spelled(node: ir.Node) -> PreconditionError:

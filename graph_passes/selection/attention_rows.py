@@ -167,13 +167,49 @@ class Rows:
             start, stop = (0, 1) if first else (-1, _LAST)
             return emit.op("Slice", value, emit.ints(start), emit.ints(stop), emit.ints(at))
         if exprs and exprs[0] == self._regions.batch:
-            perm = [0, at, *(i for i in range(1, len(exprs)) if i != at)]
-            index = emit.unsqueeze(row.position, (1, 2))
-            taken = emit.op("GatherND", emit.transpose(value, perm), index, batch_dims=1)
-            return emit.transpose(taken, [int(i) for i in np.argsort(perm)])
+            return self._per_sample(value, (at, len(exprs)), row.position)
         padded = emit.unsqueeze(value, range(4 - len(exprs)))
         taken = emit.op("Gather", padded, row.position, axis=2)
         return emit.transpose(taken, (2, 1, 0, 3))
+
+    def _per_sample(self, value: ir.Value, at: tuple[int, int], position: ir.Value) -> ir.Value:
+        """(B, ...) -> one entry of each sample, its own, along the axis ``at[0]`` of ``at[1]``.
+
+        It is taken above a scale and a Transpose that bring that axis from place 1: to permute
+        all tokens for the sake of one costs more than everything else here.
+        """
+        emit, (axis, rank), chain = self._emit, at, _layout_chain(value, at[0])
+        if chain:
+            source = chain[-1].inputs[0]
+            assert source is not None
+            made = self._per_sample(source, (1, rank), position)
+            for node in reversed(chain):
+                made = emit.copy(node, [made, *node.inputs[1:]]).outputs[0]
+            return made
+        perm = [0, axis, *(i for i in range(1, rank) if i != axis)]
+        index = emit.unsqueeze(position, (1, 2))
+        taken = emit.op("GatherND", emit.transpose(value, perm), index, batch_dims=1)
+        return emit.transpose(taken, [int(i) for i in np.argsort(perm)])
+
+
+def _layout_chain(value: ir.Value, axis: int) -> list[ir.Node]:
+    """Return the nodes from ``value`` up to the Transpose that brings ``axis`` from place 1.
+
+    Between them may stand products with one number. Empty where that is not so.
+    """
+    chain: list[ir.Node] = []
+    node = value.producer()
+    while node is not None and not node.domain:
+        chain.append(node)
+        if node.op_type == "Transpose":
+            perm = list(node.attributes.get_ints("perm", ()))
+            return chain if perm[:1] == [0] and perm[axis] == 1 else []
+        factor = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] else None
+        if node.op_type not in ("Mul", "Div") or factor is None or factor.size != 1:
+            return []
+        source = node.inputs[0]
+        node = None if source is None else source.producer()
+    return []
 
 
 def as_heads(

@@ -100,7 +100,13 @@ class Emitter:
         return self.op("Unsqueeze", value, self.ints(*axes)) if axes else value
 
     def squeeze(self, value: ir.Value, axes: Sequence[int]) -> ir.Value:
-        """Drop axes of size 1; nothing for none."""
+        """Drop axes of size 1; nothing for none, and what was there where they were inserted."""
+        node = value.producer()
+        if axes and node is not None and node.op_type == "Unsqueeze" and not node.domain:
+            source, inserted = node.inputs[0], node.inputs[1]
+            known = None if inserted is None else inserted.const_value
+            if source is not None and known is not None and known.numpy().tolist() == [*axes]:
+                return source
         return self.op("Squeeze", value, self.ints(*axes)) if axes else value
 
     def transpose(self, value: ir.Value, perm: Sequence[int]) -> ir.Value:

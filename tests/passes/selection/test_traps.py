@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from tests.passes.selection.models import Variant, build
 from tests.passes.selection.reference import run
+from tests.passes.selection.sizes import D
 from tests.passes.selection.support import (
     amounts,
     assert_selects_like,
@@ -35,6 +36,40 @@ def test_a_broadcast_mask_is_gathered_at_its_source() -> None:
     model = insert(build(Variant(mask="pairs")), selections((0, 1), "keys", expose_kept=False))
     gathers = [n for n in model.graph.node if n.op_type in ("GatherND", "GatherElements")]
     assert [n.output[0] for n in gathers] == [f"{site(0)}.tokens", f"{site(1)}.tokens"]
+
+
+def test_kept_rows_declare_their_shape() -> None:
+    model = insert(build(Variant()), selections((0, 1)))
+    declared = {v.name: v.type.tensor_type.shape.dim for v in model.graph.value_info}
+    dims = [[d.dim_param or d.dim_value for d in declared[f"{site(i)}.tokens"]] for i in (0, 1)]
+    assert dims == [["batch", f"{site(i)}.length", D] for i in (0, 1)]
+
+
+def test_the_class_row_is_taken_before_all_queries_are_permuted() -> None:
+    model = insert(build(Variant(scale="query")), selections((0,)))
+    made = {output: node for node in model.graph.node for output in node.output}
+    (taken,) = (
+        node
+        for node in model.graph.node
+        if node.op_type == "GatherND"
+        and node.output[0] != f"{site(0)}.tokens"
+        and site(0) in node.name
+    )
+    assert made[taken.input[0]].op_type == "Reshape"
+
+
+def test_validity_reads_a_mask_before_axes_are_inserted() -> None:
+    model = insert(build(Variant(mask="bool")), selections((0,), expose_kept=False))
+    made = {output: node for node in model.graph.node for output in node.output}
+    squeezed = [made[node.input[0]].op_type for node in model.graph.node
+                if node.op_type == "Squeeze" and node.input[0] in made]  # fmt: skip
+    assert "Unsqueeze" not in squeezed
+
+
+def test_a_value_that_two_nodes_read_is_gathered_once() -> None:
+    model = insert(build(Variant(pool="mask")), selections((0, 1), expose_kept=False))
+    sources = [tuple(n.input) for n in model.graph.node if n.op_type in ("GatherND", "Where")]
+    assert len(sources) == len(set(sources))
 
 
 def test_shapes_are_spelled_without_shape_arithmetic() -> None:
