@@ -40,6 +40,7 @@ def test_a_dense_model_has_nothing_to_teach_itself_and_much_a_pruned_one(example
     assert _loss(net, examples, taught, Compression.at(20.0)) > 0.1
 
 
+@pytest.mark.sweep
 def test_a_taught_model_comes_closer_while_it_is_compressed(examples, tmp_path):
     net, pruned = trained(), Compression.at(1e3)
     taught = taught_by(net, examples)
