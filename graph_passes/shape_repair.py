@@ -34,7 +34,7 @@ class ShapeSpeller:
         """
         if node.domain or node.op_type not in ("Reshape", "Expand"):
             return
-        before, after = self._regions.exprs(node, 0), self._after(node)
+        before, after = self._regions.exprs(node, 0), self._regions.made(node)
         if before is None or after is None:
             raise refusal(self._regions, node, "the axes of its input or output are unknown")
         old = self._regions.inputs(node)[1]
@@ -51,12 +51,6 @@ class ShapeSpeller:
                 for old_expr, expr in zip(padded, after, strict=True)
             ]
             node.replace_input_with(1, self._spell(node, entries, kept, can_infer=False))
-
-    def _after(self, node: ir.Node) -> tuple[Expr, ...] | None:
-        try:
-            return self._regions.axes.of(node.outputs[0])
-        except KeyError:
-            return None
 
     def _reshaped(self, i: int, expr: Expr, before: tuple[Expr, ...]) -> int | Expr:
         found = self._size(expr)
