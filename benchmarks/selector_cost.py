@@ -4,17 +4,20 @@
 layer of a ViT-B, ``models FOLDER`` times a ViT-S and a ViT-B that keep half of their tokens
 behind their third layer. Both add rows to ``--output``; ``check`` holds the rows to the bounds.
 Run the timings with nothing else on the machine.
+
+The file is not called ``selectors.py``: Python puts a script's folder first on its path, so that
+a file of that name would hide the standard library's ``selectors`` from every script beside it.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +82,11 @@ def prepare(folder: Path, only: list[str]) -> None:
             inputs = encoder_inputs(n_tokens + 1, WIDTH)
             net = Encoder(WIDTH, HEADS, 2).eval()
             onnx.save(ir.to_proto(from_torch(net, inputs, {"hidden": {0: "batch"}})), host)
-        dense = ir.load(host)
-        for name in only or names():
+    for name in only or names():
+        for n_tokens in TOKENS:
             path = folder / f"{name}_{n_tokens}.onnx"
             if not path.is_file():
+                dense = ir.load(folder / f"host_{n_tokens}.onnx")
                 onnx.save(added_nodes(selecting(dense, name, n_tokens)), path)
                 print(path.name, flush=True)
 
@@ -90,24 +94,25 @@ def prepare(folder: Path, only: list[str]) -> None:
 def selecting(dense: ir.Model, name: str, n_tokens: int) -> ir.Model:
     """The layer with a selection behind it; its share is an input."""
     protected = 0 if name == "top_vim" else 1
-    grid = GRIDS.get(name)
-    options = OPTIONS.get(name, {}) | ({"grid_width": grid[n_tokens]} if grid else {})
     site = find_sites(dense)[-1]
-    signature = Signature(
-        HEADS,
-        WIDTH // HEADS,
-        WIDTH,
-        tokens=n_tokens + 1 if grid else None,
-        protected=protected,
-    )
     given = {signal: value.format(n=n_tokens + 1) for signal, value in GIVEN.get(name, {}).items()}
     chosen = Selection(
         site.name,
-        trace(name, signature, options),
+        traced(name, protected, n_tokens if name in GRIDS else None),
         Budget(protected=protected),
         signals=given,
     )
     return insert_selections(dense, (chosen,), outputs="leave")
+
+
+@functools.cache
+def traced(name: str, protected: int, n_patches: int | None) -> ir.Model:
+    """The selector's graph; for one number of patches where it needs a grid."""
+    options, tokens = OPTIONS.get(name, {}), None
+    if n_patches is not None:
+        options, tokens = options | {"grid_width": GRIDS[name][n_patches]}, n_patches + 1
+    signature = Signature(HEADS, WIDTH // HEADS, WIDTH, tokens=tokens, protected=protected)
+    return trace(name, signature, options)
 
 
 def added_nodes(model: ir.Model) -> onnx.ModelProto:
@@ -196,7 +201,7 @@ def cost_rows(folder: Path, tokens: int, batch: int, only: list[str]) -> Iterato
     """Time one number of tokens and one batch."""
     host = session(folder / f"host_{tokens}.onnx")
     hidden = encoder_inputs(tokens + 1, WIDTH, batch)["hidden"].numpy()
-    layer = median_ms(partial(host.run, None, {"hidden": hidden}), 1.0) / 2
+    layer = median_ms(functools.partial(host.run, None, {"hidden": hidden}), 1.0) / 2
     for name in only or names():
         made = session(folder / f"{name}_{tokens}.onnx")
         feeds = values_for(made, batch, tokens)
@@ -208,7 +213,7 @@ def cost_rows(folder: Path, tokens: int, batch: int, only: list[str]) -> Iterato
         cost = {}
         for keep in KEEPS if shares else KEEPS[:1]:
             fed = feeds | {share: np.array([keep]) for share in shares}
-            cost[str(keep)] = round(median_ms(partial(made.run, None, fed)), 3)
+            cost[str(keep)] = round(median_ms(functools.partial(made.run, None, fed)), 3)
         if not shares:
             cost = dict.fromkeys(map(str, KEEPS), cost[str(KEEPS[0])])
         yield row | {
@@ -281,7 +286,7 @@ def model_row(folder: Path, model: str, name: str, batch: int, pairs: int) -> di
             for one in made.get_inputs()
         }
         sizes.append(model_flops(path, feeds))
-        runs.append(partial(made.run, None, feeds))
+        runs.append(functools.partial(made.run, None, feeds))
     times: list[list[float]] = [[], []]
     for turn in range(pairs + 2):
         for which, run in enumerate(runs):

@@ -84,7 +84,8 @@ class Family:
     ``outputs`` are those with a row per sample: the first axis of a similarity of all texts
     with all images is none. ``forms`` are those it is tried in; in the ones named by
     ``fixed_in`` the exporter writes the traced number of tokens into the file. ``refused``
-    says, by form and tower, why tokens cannot be selected there.
+    says, by form and tower, why tokens cannot be selected there. ``pooling`` has, by role, what
+    else is found: a head that pools tokens has heads, an FFN and a residual stream of its own.
     """
 
     build: Callable[[], nn.Module]
@@ -94,6 +95,7 @@ class Family:
     forms: tuple[str, ...] = tuple(FORMS)
     fixed_in: tuple[str, ...] = ()
     refused: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    pooling: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def texts() -> dict[str, Tensor]:
@@ -166,6 +168,8 @@ _PATCHES = PATCHES_ACROSS**2
 _HIDDEN = ("last_hidden_state",)
 # Attention of the text tower is causal: the first token sees itself only.
 _CLIP_TEXT_TOWER = Tower(_blocks("text_model.encoder.layers"), selector="column_mean", pointed_at=1)
+# No token leads, none looks at the others for all: the head that pools is no site.
+_SIGLIP_TOWER = Tower(_blocks("encoder.layers"), tokens=_PATCHES, special=0, selector="column_mean")
 _CLIP_IMAGE_TOWER = Tower(_blocks("vision_model.encoder.layers"), tokens=_PATCHES + 1)
 
 FAMILIES: dict[str, Family] = {
@@ -214,6 +218,17 @@ FAMILIES: dict[str, Family] = {
         images,
         (_CLIP_IMAGE_TOWER,),
         ("image_embeds", "last_hidden_state"),
+    ),
+    "siglip": Family(
+        lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_IMAGE)),
+        images,
+        (_SIGLIP_TOWER,),
+        ("pooler_output", "last_hidden_state"),
+        pooling={
+            "heads": {"head.attention": HEADS},
+            "ffn": {"head.mlp.fc1": FFN},
+            "residual": {"head": WIDTH},
+        },
     ),
     "clip": Family(
         _clip,

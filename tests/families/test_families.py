@@ -95,9 +95,9 @@ def test_the_file_gives_the_numbers_of_torch(family: str, form: str) -> None:
 
 @every_file
 def test_heads_of_every_layer_are_found(family: str, form: str) -> None:
-    towers = exported(family, form).family.towers
-    wanted = {site: tower.heads for tower in towers for site in tower.sites}
-    assert by_layer(analysis(family, form), "heads") == wanted
+    row = exported(family, form).family
+    wanted = {site: tower.heads for tower in row.towers for site in tower.sites}
+    assert by_layer(analysis(family, form), "heads") == wanted | row.pooling.get("heads", {})
 
 
 @every_file
@@ -114,8 +114,9 @@ def test_heads_are_as_wide_as_configured(family: str, form: str) -> None:
 @every_file
 def test_ffn_of_every_layer_is_found_and_nothing_else_is_called_ffn(family: str, form: str) -> None:
     found = analysis(family, form)
-    towers = exported(family, form).family.towers
-    wanted = {site: tower.ffn for tower in towers for site in tower.sites}
+    row = exported(family, form).family
+    wanted = {site: tower.ffn for tower in row.towers for site in tower.sites}
+    wanted |= row.pooling.get("ffn", {})
     assert by_layer(found, "ffn") == wanted
     assert len(found.by_role("ffn")) == len(wanted)
 
@@ -123,8 +124,9 @@ def test_ffn_of_every_layer_is_found_and_nothing_else_is_called_ffn(family: str,
 @every_file
 def test_every_tower_has_one_residual_width(family: str, form: str) -> None:
     widths = [group.size for group in analysis(family, form).by_role("residual")]
-    towers = exported(family, form).family.towers
-    assert sorted(widths) == sorted(tower.width for tower in towers)
+    row = exported(family, form).family
+    pooling = row.pooling.get("residual", {}).values()
+    assert sorted(widths) == sorted([*(tower.width for tower in row.towers), *pooling])
 
 
 @every_tower

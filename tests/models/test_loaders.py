@@ -19,7 +19,7 @@ from secateur.export.source import LoadedModel, load
 from secateur.export.torch_export import from_torch
 from secateur.graph_passes.attention import find_sites
 from secateur.graph_passes.groups import analyse
-from secateur.models.families import FAMILIES
+from secateur.models.families import FAMILIES, siglip
 from secateur.models.families.bert_like import TextEncoder
 from secateur.models.families.clip import ImageTower, TextTower
 from secateur.models.families.vit import ImageEncoder
@@ -73,6 +73,12 @@ def _clip() -> nn.Module:
     text = _TEXT | {"eos_token_id": END, "pad_token_id": 0}
     return transformers.CLIPModel(
         transformers.CLIPConfig(text_config=text, vision_config=_IMAGE, projection_dim=24)
+    )
+
+
+def _siglip() -> nn.Module:
+    return transformers.SiglipModel(
+        transformers.SiglipConfig(text_config=_TEXT, vision_config=_IMAGE)
     )
 
 
@@ -137,6 +143,20 @@ ROWS: dict[str, Row] = {
         "vision_model.encoder.layers",
         part="#vision",
         parts=("vision_model.", "visual_projection."),
+    ),
+    "siglip-vision": Row(
+        _siglip,
+        siglip.ImageTower,
+        IMAGE_AXES,
+        "vision_model.encoder.layers",
+        part="#vision",
+        parts=("vision_model.",),
+    ),
+    "siglip_vision_model": Row(
+        lambda: transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**_IMAGE)),
+        siglip.VisionModel,
+        IMAGE_AXES,
+        "encoder.layers",
     ),
 }
 
