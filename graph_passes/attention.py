@@ -18,14 +18,12 @@ import onnx_ir as ir
 from secateur.errors import BadInputError
 from secateur.graph_passes.attention_absent import sums_over_tokens
 from secateur.graph_passes.attention_products import (
-    LogitStep,
     ScoreProduct,
-    Scores,
-    axes_of,
     find_scores,
     find_values,
     raw_key,
 )
+from secateur.graph_passes.attention_steps import Step, axes_of, replays
 from secateur.graph_passes.axes import AxisMap, Expr, analyse_axes, size
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.names import layer_of, module_path
@@ -54,7 +52,10 @@ class Site:
         value: Values.
         product: q k^T; None in a fused node.
         steps: Nodes between q k^T and the softmax, first to last.
-        replays: Whether the steps work on some rows of the scores as on all of them.
+        replays: Whether steps and mixing work on some rows of the scores as on all of them.
+        weights: (B, H, N, N) that values are summed by: the softmax's result, with its heads
+            mixed where the model mixes them; None in a fused node.
+        mixing: Nodes between the softmax and the weights where they mix heads, else none.
         mask: The mask input of a fused node.
         output: What the block's attention returns, before its output projection.
         heads: H of the queries.
@@ -75,8 +76,10 @@ class Site:
     key: ir.Value
     value: ir.Value
     product: ScoreProduct | None
-    steps: tuple[LogitStep, ...]
+    steps: tuple[Step, ...]
     replays: bool
+    weights: ir.Value | None
+    mixing: tuple[Step, ...]
     mask: ir.Value | None
     output: ir.Value
     heads: int
@@ -156,7 +159,7 @@ def _decomposed(softmax: ir.Node, axes: AxisMap) -> Site | None:
     if logits is None or not _is_last_axis(softmax, axes):
         return None
     scores = find_scores(logits, axes)
-    values = None if scores is None else find_values(softmax.outputs[0], axes)
+    values = None if scores is None else find_values(softmax, axes)
     if scores is None or values is None or _is_pooling(scores.product, axes):
         return None
     product = scores.product
@@ -174,7 +177,9 @@ def _decomposed(softmax: ir.Node, axes: AxisMap) -> Site | None:
         value=values.value,
         product=product,
         steps=scores.steps,
-        replays=_replays(scores, axes),
+        replays=replays(scores.steps + values.mixing, axes),
+        weights=values.weights,
+        mixing=values.mixing,
         mask=None,
         output=values.node.outputs[0],
         heads=heads,
@@ -215,16 +220,6 @@ def _heads_beside(product: ScoreProduct, axes: AxisMap) -> int:
     return 0
 
 
-def _replays(scores: Scores, axes: AxisMap) -> bool:
-    """Tell whether every step keeps queries and keys as its last two axes."""
-    made = axes.of(scores.product.node.outputs[0])
-    for node, slot in scores.steps:
-        for exprs in (axes.at(node, slot), axes.of(node.outputs[0])):
-            if len(exprs) not in (3, 4) or exprs[-2:] != made[-2:]:
-                return False
-    return True
-
-
 def _is_last_axis(softmax: ir.Node, axes: AxisMap) -> bool:
     exprs = axes.raw(softmax, 0)
     axis = softmax.attributes.get_int("axis", -1)
@@ -258,6 +253,8 @@ def _fused(node: ir.Node, axes: AxisMap) -> Site | None:
         product=None,
         steps=(),
         replays=True,
+        weights=None,
+        mixing=(),
         mask=node.inputs[slot] if slot < len(node.inputs) else None,
         output=node.outputs[0],
         heads=heads,
@@ -375,4 +372,4 @@ def _op_summary(order: list[ir.Node]) -> str:
     return ", ".join(f"{n} {op}" for op, n in counts) or "an empty graph"
 
 
-__all__ = ["Cut", "LogitStep", "Site", "find_sites", "site_named"]
+__all__ = ["Cut", "Site", "find_sites", "site_named"]

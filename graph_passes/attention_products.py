@@ -6,35 +6,40 @@ d (width of a head); g is batch and heads made one axis, ``b * h``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import onnx_ir as ir
 
+from secateur.graph_passes.attention_steps import (
+    APART,
+    JOINED,
+    RELAYOUTS,
+    Layout,
+    Pairs,
+    Step,
+    Way,
+    axes_of,
+    holds_pairs,
+    mixing_slot,
+    pairs_of,
+    traced,
+    ways_up,
+)
 from secateur.graph_passes.axes import AxisMap, Expr
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.selection.flow import readers
 
 _STEPS = frozenset({"Add", "Sub", "Mul", "Div", "Where", "Cast", "Identity", "Tanh", "Max", "Min"})
-"""What may stand between the scores q k^T and their softmax, besides Reshape."""
+"""What may stand between the scores q k^T and their softmax, besides moves and mixed heads."""
 
-_WEIGHT_STEPS = frozenset(
-    {"Cast", "Identity", "Dropout", "Where", "IsNaN", "Mul", "Reshape", "Unsqueeze", "Squeeze"}
-)
-"""What may stand between the softmax and its product with the values."""
+_WEIGHT_STEPS = frozenset({"Cast", "Identity", "Dropout", "Where", "IsNaN", "Mul"})
+"""What may stand between the softmax and its product with the values, besides the same."""
 
 _RELAYOUT = frozenset({"Transpose", "Reshape", "Cast", "Identity"})
 """What may stand between the keys and their product with the queries, besides scales."""
 
 _MERGED = ("gnd", "gdn", "ngd")
 _BY_RANK = {3: "gnm", 4: "bhnm"}
-
-
-class LogitStep(NamedTuple):
-    """One node between q k^T and the softmax; the scores enter at input ``slot``."""
-
-    node: ir.Node
-    slot: int
 
 
 class ScoreProduct(NamedTuple):
@@ -70,18 +75,23 @@ class ScoreProduct(NamedTuple):
 
 
 class ValueProduct(NamedTuple):
-    """Probabilities by values; ``value_layout`` is the order of the value's axes."""
+    """Weights by values; ``value_layout`` is the order of the value's axes.
+
+    ``weights`` are the softmax's result or, where ``mixing`` has steps, that with heads mixed.
+    """
 
     node: ir.Node
     value: ir.Value
     value_layout: str
+    weights: ir.Value
+    mixing: tuple[Step, ...] = ()
 
 
 class Scores(NamedTuple):
     """What is normalised by a softmax: q k^T, and the nodes behind it, first to last."""
 
     product: ScoreProduct
-    steps: tuple[LogitStep, ...]
+    steps: tuple[Step, ...]
 
 
 # --- q k^T ------------------------------------------------------------------------------
@@ -89,31 +99,33 @@ class Scores(NamedTuple):
 
 def find_scores(logits: ir.Value, axes: AxisMap) -> Scores | None:
     """Walk up from the input of a softmax over keys to the product of queries and keys."""
-    for node, steps in _walk(logits, ()):
+    for node, steps in ways_up(logits, _STEPS, axes):
         product = _score_product(node, axes)
-        if product is not None and (not _relaid(steps) or _is_same(node, logits, axes)):
+        if product is None:
+            continue
+        way = _way(node.outputs[0], steps, axes)
+        if way is not None:
+            return Scores(product, way.steps)
+        if not _moves(steps) or (not _turns(steps) and _is_same(node, logits, axes)):
             return Scores(product, steps)
     return None
 
 
-def _walk(
-    value: ir.Value, steps: tuple[LogitStep, ...]
-) -> Iterator[tuple[ir.Node, tuple[LogitStep, ...]]]:
-    node = value.producer()
-    if node is None or node.domain:
-        return
-    if node.op_type in {"MatMul", "Einsum"}:
-        yield node, steps
-    elif node.op_type == "Reshape" and node.inputs[0] is not None:
-        yield from _walk(node.inputs[0], (LogitStep(node, 0), *steps))
-    elif node.op_type in _STEPS:
-        for slot, item in enumerate(node.inputs):
-            if item is not None and not (node.op_type == "Where" and slot == 0):
-                yield from _walk(item, (LogitStep(node, slot), *steps))
+def _way(
+    start: ir.Value, steps: tuple[Step, ...], axes: AxisMap, layout: Layout = ()
+) -> Way | None:
+    """The steps with their axes, where scores end up as scores: queries by keys, for each head."""
+    exprs = axes_of(axes, start) or ()
+    way = traced(start, layout or (APART if len(exprs) == 4 else JOINED), steps, axes)
+    return way if way is not None and way.end in (APART, JOINED) else None
 
 
-def _relaid(steps: tuple[LogitStep, ...]) -> bool:
-    return any(step.node.op_type == "Reshape" for step in steps)
+def _moves(steps: tuple[Step, ...]) -> bool:
+    return any(step.node.op_type in RELAYOUTS or step.mixes_heads for step in steps)
+
+
+def _turns(steps: tuple[Step, ...]) -> bool:
+    return any(step.node.op_type == "Transpose" or step.mixes_heads for step in steps)
 
 
 def _is_same(product: ir.Node, logits: ir.Value, axes: AxisMap) -> bool:
@@ -166,17 +178,43 @@ def _letters(node: ir.Node, axes: AxisMap) -> tuple[list[str], str] | None:
 # --- probabilities by values ------------------------------------------------------------
 
 
-def find_values(weights: ir.Value, axes: AxisMap) -> ValueProduct | None:
+def find_values(softmax: ir.Node, axes: AxisMap) -> ValueProduct | None:
     """Walk down from a softmax over keys to its product with the values."""
+    weights = softmax.outputs[0]
+    pairs = pairs_of(axes_of(axes, weights) or ())
+    found = _values_below(weights, axes, pairs)
+    if found is None:
+        return None
+    allowed = _WEIGHT_STEPS | {"Add"}
+    for node, steps in ways_up(found.weights, allowed, axes):
+        if node is softmax and not _turns(steps):
+            return found._replace(weights=weights)
+        way = _way(weights, steps, axes) if node is softmax else None
+        if way is not None:
+            return found._replace(mixing=way.steps)
+    return None
+
+
+def _values_below(weights: ir.Value, axes: AxisMap, pairs: Pairs) -> ValueProduct | None:
     for node, slot in readers(weights):
         if node.domain:
             continue
         found = _value_product(node, slot, axes)
-        if found is None and node.op_type in _WEIGHT_STEPS:
-            found = find_values(node.outputs[0], axes)
+        if found is None and _goes_on(node, slot, axes, pairs):
+            found = _values_below(node.outputs[0], axes, pairs)
         if found is not None:
             return found
     return None
+
+
+def _goes_on(node: ir.Node, slot: int, axes: AxisMap, pairs: Pairs) -> bool:
+    """Tell whether a node hands the weights on: what it makes has queries and keys too."""
+    if node.op_type in _WEIGHT_STEPS or node.op_type in RELAYOUTS - {"Transpose"}:
+        return True
+    is_bias = node.op_type == "Add" and _is_weight(node.inputs[1 - slot])
+    is_step = is_bias or node.op_type == "Transpose" or mixing_slot(node) == slot
+    made = axes_of(axes, node.outputs[0])
+    return is_step and made is not None and holds_pairs(made, pairs)
 
 
 def _value_product(node: ir.Node, slot: int, axes: AxisMap) -> ValueProduct | None:
@@ -192,11 +230,14 @@ def _value_product(node: ir.Node, slot: int, axes: AxisMap) -> ValueProduct | No
     named = dict(zip(weights, f"{leading}?n", strict=True))  # values have no axis of queries
     for other, letters in enumerate(operands):
         value = node.inputs[other]
-        if other == slot or value is None or weights[-1] not in letters:
+        if other == slot or _is_weight(value) or weights[-1] not in letters:
             continue
         found = "".join(named.get(letter, "d") for letter in letters)
         if sorted(found) == sorted(f"{leading}nd"):
-            return ValueProduct(node, value, found)
+            source = node.inputs[slot]
+            assert value is not None
+            assert source is not None
+            return ValueProduct(node, value, found, source)
     return None
 
 
@@ -251,25 +292,15 @@ def _scaling_input(node: ir.Node, axes: AxisMap) -> ir.Value | None:
 # --- helpers ----------------------------------------------------------------------------
 
 
-def axes_of(axes: AxisMap, value: ir.Value) -> tuple[Expr, ...] | None:
-    """Return the axes of a value, None where its rank is unknown."""
-    try:
-        return axes.of(value)
-    except KeyError:
-        return None
-
-
 def merged(exprs: tuple[Expr, ...]) -> Expr:
     """Return several axes as one, row by row."""
     return tuple(factor for expr in exprs for factor in expr)
 
 
 __all__ = [
-    "LogitStep",
     "ScoreProduct",
     "Scores",
     "ValueProduct",
-    "axes_of",
     "find_scores",
     "find_values",
     "merged",

@@ -324,7 +324,10 @@ def class_value(context: Context) -> ir.Value:
 
 @SIGNALS.register("class_row")
 def class_row(context: Context) -> ir.Value:
-    """(B, N): how much the first token attends to each token, mean over heads."""
+    """(B, N): how much the first token attends to each token, mean over heads.
+
+    Where heads are mixed behind the softmax, of the weights after that: those of the values.
+    """
     return _class_row_of(context, context.site)
 
 
@@ -347,7 +350,10 @@ def last_row(context: Context) -> ir.Value:
 
 @SIGNALS.register("column_mean")
 def column_mean(context: Context) -> ir.Value:
-    """(B, N): how much each token is attended to, mean over heads and valid queries."""
+    """(B, N): how much each token is attended to, mean over heads and valid queries.
+
+    Of mixed weights, as ``class_row``.
+    """
     return _column_mean_of(context, context.site)
 
 
@@ -359,7 +365,7 @@ def column_means(context: Context) -> ir.Value:
 
 @SIGNALS.register("full")
 def full(context: Context) -> ir.Value:
-    """(B, H, N, N), softmax over keys."""
+    """(B, H, N, N), softmax over keys; mixed as in ``class_row``."""
     _warn_of_map(context.site)
     return context.rows.full(context.site)
 

@@ -13,7 +13,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.attention import Site, find_sites, site_named
-from secateur.graph_passes.axes import AxisMap, Expr, analyse_axes, size
+from secateur.graph_passes.attention_steps import axes_of
+from secateur.graph_passes.axes import AxisMap, analyse_axes, size
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of, raise_opset
 from secateur.graph_passes.prepare import prepare
 from secateur.graph_passes.restore import Dropped, Restorer
@@ -261,7 +262,7 @@ def _finish_output(
     regions = restorer.regions
     producer = value.producer()
     region = 0 if producer is None else regions.of.get(producer, 0)
-    exprs = _axes_of(regions, value)
+    exprs = axes_of(regions.axes, value) or ()
     if not region or not any(map(regions.bears, exprs)):
         return
     if outputs == "leave":
@@ -341,7 +342,7 @@ def _forget_shapes(regions: Regions) -> None:
 
 def _shape_behind(value: ir.Value, site: str, regions: Regions) -> ir.Shape | None:
     """The declared shape with the tokens that ``site`` leaves; None where there is none."""
-    exprs = _axes_of(regions, value)
+    exprs = axes_of(regions.axes, value) or ()
     if value.shape is None or len(value.shape) != len(exprs):
         return None
     dims: list[int | str | None] = []
@@ -351,13 +352,6 @@ def _shape_behind(value: ir.Value, site: str, regions: Regions) -> ir.Shape | No
         else:
             dims.append(f"{site}.length" if regions.is_tokens(expr) else None)
     return ir.Shape(dims)
-
-
-def _axes_of(regions: Regions, value: ir.Value) -> tuple[Expr, ...]:
-    try:
-        return regions.axes.of(value)
-    except KeyError:
-        return ()
 
 
 def _dim(value: ir.Value, axis: int) -> int | str | None:

@@ -9,7 +9,7 @@ of attention, and in sums, means, maxima and softmaxes over the tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -35,7 +35,10 @@ class Attention:
     value: Tensor | None
     """(B, Hkv, N, Dh); None until the product with the probabilities was seen."""
     probabilities: Tensor
-    """(B, H, N, N); rows sum to 1 over the keys that count, and are 0 without any."""
+    """(B, H, N, N); rows sum to 1 over the keys that count, and are 0 without any.
+
+    Where heads are mixed behind the softmax, what came of that: the weights of the values.
+    """
     visible: Tensor
     """(B, N) keys that at least one query may look at."""
 
@@ -56,6 +59,10 @@ class TokenMode(TorchFunctionMode):
         """All attention blocks that ran, in their order."""
         self.product: tuple[Tensor, Tensor, Tensor] | None = None
         """Left, right and result of the last product that looks like q k^T."""
+        self.mixed: Tensor | None = None
+        """What the last attention's heads were mixed to behind its softmax."""
+        self.joined: dict[int, Tensor] = {}
+        """By length: ``alive`` with what a concatenation put beside the tokens, which counts."""
         self.pointed: dict[int, list[Tensor]] = {}
         """By N: (B,) positions at which the module read one token of each sample behind a drop."""
         self.paused = False
@@ -81,9 +88,10 @@ class TokenMode(TorchFunctionMode):
         The leading axis is B, or B*H where heads are folded into the batch.
         """
         leading, n_keys = scores.shape[0], scores.shape[-1]
-        if self.alive is None or n_keys != self.alive.shape[1] or leading % self.batch:
+        alive = self._alive_among(n_keys)
+        if alive is None or leading % self.batch:
             return None
-        rows = self.alive.repeat_interleave(leading // self.batch, dim=0)
+        rows = alive.repeat_interleave(leading // self.batch, dim=0)
         return rows.reshape(leading, *[1] * (scores.dim() - 2), n_keys)
 
     def alive_rows(self, x: Tensor, axis: int) -> Tensor | None:
@@ -94,12 +102,32 @@ class TokenMode(TorchFunctionMode):
         """
         if self.alive is None or axis != 1 or x.dim() > 3 or x.shape[0] != self.batch:
             return None
-        skipped = self.alive.shape[1] - x.shape[1]
+        alive = self.joined.get(x.shape[1], self.alive)
+        skipped = alive.shape[1] - x.shape[1]
         is_mask = x.dim() == 2 and bool(((x == 0) | (x == 1)).all())
         if not 0 <= skipped <= self.prefix or (x.dim() == 2 and not is_mask):
             return None
-        rows = self.alive[:, skipped:]
+        rows = alive[:, skipped:]
         return rows if x.dim() == 2 else rows[:, :, None]
+
+    def join(self, parts: Sequence[Tensor], axis: int) -> None:
+        """Note that others stand beside the tokens, such as a class token that comes late."""
+        if self.alive is None or axis != 1 or any(x.dim() != 3 for x in parts):
+            return
+        is_tokens = [x.shape[:2] == self.alive.shape for x in parts]
+        if sum(is_tokens) == 1:
+            rows = [
+                self.alive if mine else self.alive.new_ones(x.shape[:2])
+                for x, mine in zip(parts, is_tokens, strict=True)
+            ]
+            joined = torch.cat([row.expand(self.batch, -1) for row in rows], dim=1)
+            if joined.shape[1] != self.alive.shape[1]:
+                self.joined[joined.shape[1]] = joined
+
+    def _alive_among(self, n_keys: int) -> Tensor | None:
+        if self.alive is None or n_keys == self.alive.shape[1]:
+            return self.alive
+        return self.joined.get(n_keys)
 
 
 def _heads(x: Tensor, batch: int) -> Tensor:
@@ -133,6 +161,7 @@ def _record(mode: TokenMode, qkv: tuple[Tensor, Tensor, Tensor | None], scores: 
         visible=seen.flatten(1, -2).any(dim=1),
     )
     mode.blocks.append(mode.seen)
+    mode.mixed = None
     return probabilities
 
 
@@ -186,13 +215,40 @@ def _softmax(
 
 def _product(mode: TokenMode, func: _Function, left: Tensor, right: Tensor) -> Tensor:
     """Note q k^T, and the values behind the probabilities."""
-    out: Tensor = func(left, right)
-    if _is_square(out) and _is_token_product(mode, out):
-        mode.product = (left, right, out)
     seen = mode.seen
+    if seen is not None and seen.value is None and _is_mixed(mode, left):
+        alive = mode.alive_keys(left)  # a bias of mixed heads weighs what was masked
+        left = left if alive is None else left.masked_fill(~alive, 0.0)
+        seen.probabilities = _heads(left, mode.batch)
+    out: Tensor = func(left, right)
+    if min(left.dim(), right.dim()) < 3:
+        _note_mixing(mode, (left, right), out)
+    elif _is_square(out) and _is_token_product(mode, out):
+        mode.product = (left, right, out)
     if seen is not None and seen.value is None and _same_data(left, seen.probabilities):
         seen.value = _heads(right, mode.batch)
     return out
+
+
+def _mixing(mode: TokenMode, func: _Function, *args: Any, **kwargs: Any) -> Any:
+    """A function of the weights of attention that may mix their heads."""
+    out = func(*args, **kwargs)
+    if isinstance(out, Tensor):
+        _note_mixing(mode, (x for x in args if isinstance(x, Tensor)), out)
+    return out
+
+
+def _note_mixing(mode: TokenMode, tensors: Iterable[Tensor], out: Tensor) -> None:
+    seen = mode.seen
+    if seen is None or seen.value is not None:
+        return
+    here = seen.probabilities if mode.mixed is None else mode.mixed
+    if any(_same_data(x, here) for x in tensors):
+        mode.mixed = out
+
+
+def _is_mixed(mode: TokenMode, left: Tensor) -> bool:
+    return mode.mixed is not None and _same_data(left, mode.mixed) and _is_square(left)
 
 
 def _is_token_product(mode: TokenMode, out: Tensor) -> bool:
@@ -289,6 +345,15 @@ def _filled(
     return func(x if alive is None else x.masked_fill(~alive, neutral), *args, **kwargs)
 
 
+def _concatenated(
+    mode: TokenMode, func: _Function, tensors: Sequence[Tensor], dim: int = 0, **kwargs: Any
+) -> Tensor:
+    """Others may join the tokens."""
+    out: Tensor = func(tensors, dim, **kwargs)
+    mode.join(tensors, dim % out.dim())
+    return out
+
+
 def _refused(mode: TokenMode, func: _Function, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Functions that read neighbouring tokens have no meaning once tokens are dropped."""
     if mode.alive is not None and x.dim() == 3 and x.shape[-1] == mode.alive.shape[1]:
@@ -328,9 +393,11 @@ _TABLE: tuple[tuple[_Function, tuple[_Function, ...]], ...] = (
     (_product, (torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__)),
     (_biased_product, (torch.baddbmm, Tensor.baddbmm)),
     (_multi_head, (F.multi_head_attention_forward,)),
+    (_mixing, (F.linear, F.conv2d, torch.conv2d, torch.einsum)),
     (_mean, (torch.mean, Tensor.mean)),
     (_sum, (torch.sum, Tensor.sum)),
     (_max, (torch.max, Tensor.max, torch.amax, Tensor.amax)),
+    (_concatenated, (torch.cat, torch.concat)),
     (_read, (Tensor.__getitem__,)),
     (_refused, (F.conv1d, F.adaptive_avg_pool1d, F.avg_pool1d, F.max_pool1d)),
 )

@@ -95,8 +95,8 @@ def _probabilities(place: Place, sites: Sequence[Site]) -> str:
     layer = layer_of(place.parameter)
     for site in sites:
         same = layer == site.name or f".{layer}".endswith(f".{site.name}")
-        if same and site.node.op_type == "Softmax":
-            return site.node.outputs[0].name or ""
+        if same and site.weights is not None:
+            return site.weights.name or ""
     raise PreconditionError(
         "no attention probabilities are to be seen for this weight",
         where=place.parameter,

@@ -13,7 +13,15 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.errors import PreconditionError
-from secateur.graph_passes.attention import LogitStep, Site
+from secateur.graph_passes.attention import Site
+from secateur.graph_passes.attention_steps import (
+    APART,
+    JOINED,
+    RELAYOUTS,
+    Step,
+    axes_of,
+    mixed_layout,
+)
 from secateur.graph_passes.axes import UNIT, Expr, node_name
 from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.neutral import Fill
@@ -45,7 +53,10 @@ class Rows:
         self._regions = regions
 
     def row(self, site: Site, row: Row) -> ir.Value:
-        """(B, H, 1, N) probabilities of one query; (B, Hkv, G, N) of grouped ones.
+        """(B, H, 1, N) weights of one query; (B, Hkv, G, N) of grouped ones.
+
+        They are what values are summed by: probabilities, with heads mixed where the model
+        mixes them behind the softmax.
 
         Raises:
             PreconditionError: fused attention that does more than softmax(q k^T + mask).
@@ -53,14 +64,16 @@ class Rows:
         return self._softmax(site, row)
 
     def full(self, site: Site) -> ir.Value:
-        """(B, H, N, N) probabilities; computed again beside fused attention.
+        """(B, H, N, N) weights, as ``row``; computed again beside fused attention.
 
         Raises:
             PreconditionError: as ``row``, and where queries share keys.
         """
-        if site.product is not None:
-            return self._apart(site.node.outputs[0], self._of(site.node, 0), site)
-        return self._softmax(site, None)
+        if site.weights is None:
+            return self._softmax(site, None)
+        exprs = axes_of(self._regions.axes, site.weights) or ()
+        heads = self._versions.heads_of(exprs) if len(exprs) == 3 else site.heads
+        return self._of_tokens(site, self._apart(site.weights, exprs, heads))
 
     def _softmax(self, site: Site, row: Row | None) -> ir.Value:
         """Normalise over the keys; slots without a token get nothing."""
@@ -69,12 +82,28 @@ class Rows:
             first = exprs[0] if len(exprs) == 4 else self._regions.batch
             return self._take(self.full(site), (first, UNIT, *exprs[-2:]), row)
         emit, logits = self._emit, self._logits(site, row)
-        region = self._regions.of.get(site.node, 0)
-        if region and self._versions.kept[region - 1].valid is not None and _lacks_mask(site):
+        slots = self._slots(site)
+        if slots is not None and _lacks_mask(site):
             dtype = site.query.dtype or ir.DataType.FLOAT
             lowest = emit.number(Fill.LOWEST.number(dtype), dtype)
-            logits = emit.op("Where", self._versions.slots(region, 4, -1), logits, lowest)
-        return emit.op("Softmax", logits, axis=-1)
+            logits = emit.op("Where", slots, logits, lowest)
+        weights = emit.op("Softmax", logits, axis=-1)
+        return self._of_tokens(site, self._replayed(site.mixing, weights, row, site))
+
+    def _slots(self, site: Site) -> ir.Value | None:
+        """(B, 1, 1, K) which slots hold a token; None where all do."""
+        region = self._regions.of.get(site.node, 0)
+        if not region or self._versions.kept[region - 1].valid is None:
+            return None
+        return self._versions.slots(region, 4, -1)
+
+    def _of_tokens(self, site: Site, weights: ir.Value) -> ir.Value:
+        """Mixed heads may weigh slots without a token: they add a bias to what was 0."""
+        slots = self._slots(site) if site.mixing else None
+        if slots is None:
+            return weights
+        nothing = self._emit.number(0.0, site.query.dtype or ir.DataType.FLOAT)
+        return self._emit.op("Where", slots, weights, nothing)
 
     def _logits(self, site: Site, row: Row | None) -> ir.Value:
         product = site.product
@@ -91,29 +120,69 @@ class Rows:
         here = emit.op(
             "MatMul", rows, as_heads(emit, product.key, product.key_layout, sizes, "bhdn")
         )
-        for step in site.steps:
-            if step.node.op_type != "Reshape":  # all is (B, H, row, N) here from the start
+        return self._replayed(site.steps, here, row, site)
+
+    def _replayed(
+        self, steps: tuple[Step, ...], here: ir.Value, row: Row | None, site: Site
+    ) -> ir.Value:
+        """Apply nodes to other rows, (B, H, row, N): axes are never made one here."""
+        order = "bhnm"
+        for step in steps:
+            if step.node.op_type in RELAYOUTS:
+                here, order = self._moved(step, here, order)
+            elif step.mixes_heads:
+                here, order = self._mixed(step, here), "".join(mixed_layout(step) or order)
+            else:
                 here = self._replay(step, here, row, site)
         return here
 
-    def _replay(self, step: LogitStep, here: ir.Value, row: Row | None, site: Site) -> ir.Value:
-        """Apply one node between q k^T and the softmax to other rows."""
+    def _moved(self, step: Step, here: ir.Value, order: str) -> tuple[ir.Value, str]:
+        perm = step.node.attributes.get_ints("perm", tuple(reversed(range(len(step.layout)))))
+        if step.node.op_type != "Transpose":
+            return here, order
+        wanted = "".join(step.layout[axis] for axis in perm)
+        return self._emit.transpose(here, [order.index(letter) for letter in wanted]), wanted
+
+    def _mixed(self, step: Step, here: ir.Value) -> ir.Value:
+        """Mix the heads of other rows, which stand where the node's own do."""
+        emit, node = self._emit, step.node
+        inputs = list(node.inputs)
+        inputs[step.slot] = here
+        if node.op_type != "Gemm":
+            return emit.copy(node, inputs).outputs[0]
+        matrix, attributes = inputs[1], node.attributes
+        assert matrix is not None
+        dtype = here.dtype or step.node.outputs[0].dtype or ir.DataType.FLOAT
+        if attributes.get_int("transB", 0):
+            matrix = emit.transpose(matrix, (1, 0))
+        made = emit.op("MatMul", here, matrix)
+        if (alpha := attributes.get_float("alpha", 1.0)) != 1.0:
+            made = emit.op("Mul", made, emit.number(alpha, dtype))
+        bias = inputs[2] if len(inputs) > 2 else None
+        if bias is None:
+            return made
+        if (beta := attributes.get_float("beta", 1.0)) != 1.0:
+            bias = emit.op("Mul", bias, emit.number(beta, dtype))
+        return emit.op("Add", made, bias)
+
+    def _replay(self, step: Step, here: ir.Value, row: Row | None, site: Site) -> ir.Value:
+        """Apply one node that moves nothing to other rows."""
         inputs: list[ir.Value | None] = []
-        is_merged = len(self._of(step.node, step.slot)) == 3
+        is_merged, is_plain = step.layout == JOINED, step.layout in (APART, JOINED)
         for slot, other in enumerate(step.node.inputs):
             value, exprs = here if slot == step.slot else other, self._of(step.node, slot)
             if value is not None and value is not here and is_merged:
-                value, exprs = self._apart(value, exprs, site), self._apart_axes(exprs)
-            if value is not None and value is not here and row and _has_queries(exprs):
+                value, exprs = self._apart(value, exprs, site.heads), self._apart_axes(exprs)
+            if value is not None and value is not here and row and is_plain and _has_queries(exprs):
                 value = self._take(value, exprs, row)
             inputs.append(value)
         return self._emit.copy(step.node, inputs).outputs[0]
 
-    def _apart(self, value: ir.Value, exprs: tuple[Expr, ...], site: Site) -> ir.Value:
+    def _apart(self, value: ir.Value, exprs: tuple[Expr, ...], heads: int) -> ir.Value:
         """(B * H, x, y) -> (B, H, x, y); what broadcasts over the first axis stays."""
         if len(exprs) != 3 or exprs[0] == UNIT:
             return value
-        return self._emit.apart(value, site.heads, 3)
+        return self._emit.apart(value, heads, 3)
 
     def _apart_axes(self, exprs: tuple[Expr, ...]) -> tuple[Expr, ...]:
         if len(exprs) != 3 or exprs[0] == UNIT:

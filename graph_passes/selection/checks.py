@@ -71,10 +71,14 @@ def _check_reasons(regions: Regions, followed: frozenset[ir.Node]) -> None:
 
 
 def _check_whole(regions: Regions) -> None:
-    """Behind a cut the tokens stay one axis: no grid, no windows, no pieces but a prefix."""
+    """Behind a cut the tokens stay one axis: no grid, no windows, no pieces but a prefix.
+
+    Others may join them in that axis, such as a class token.
+    """
     for node, _ in regions.in_region():
         for expr in regions.made(node) or ():
-            if regions.bears(expr) and not (_contains(expr, regions) or regions.tail(expr)):
+            is_whole = _contains(expr, regions) or regions.ahead(expr) is not None
+            if regions.bears(expr) and not (is_whole or regions.tail(expr)):
                 reason = f"it takes the token axis apart, into {show(expr)} among others"
                 raise refusal(regions, node, reason, _GRID_HINT)
 
@@ -110,10 +114,12 @@ def _check_slice(node: ir.Node, regions: Regions, always: Always) -> None:
         expr = data[axis]
         if not regions.bears(expr):
             continue
-        is_prefix = start == 0 and isinstance(end, int) and 0 < end <= always.first
-        is_rest = isinstance(start, int) and 0 <= start <= always.first and _is_end(end, expr)
-        is_last = always.last and start == -1 and _is_end(end, expr)
-        if step != 1 or not (is_prefix or is_rest or is_last) or not regions.is_tokens(expr):
+        ahead = regions.ahead(expr)
+        first = always.first + (ahead or 0)
+        is_prefix = start == 0 and isinstance(end, int) and 0 < end <= first
+        is_rest = isinstance(start, int) and 0 <= start <= first and _is_end(end, expr)
+        is_last = always.last and start == -1 and _is_end(end, expr) and regions.is_tokens(expr)
+        if step != 1 or not (is_prefix or is_rest or is_last) or ahead is None:
             reason = f"it reads tokens {start} to {end}, of which {always.first} are protected"
             raise refusal(regions, node, reason, _PREFIX_HINT)
 
@@ -160,7 +166,8 @@ def _check_gather(node: ir.Node, regions: Regions, always: Always) -> None:
         reason = "it reads tokens at computed positions"
         raise refusal(regions, node, reason, "protect that token, or select at a later site")
     is_last = always.last and bool((values == -1).all())
-    if values.size and not is_last and not (values.min() >= 0 and values.max() < always.first):
+    first = always.first + (regions.ahead(data[picked]) or 0)
+    if values.size and not is_last and not (values.min() >= 0 and values.max() < first):
         which = ", ".join(str(int(v)) for v in values.reshape(-1)[:4])
         reason = f"it reads the tokens at {which}, of which the first {always.first} are protected"
         raise refusal(regions, node, reason, _PREFIX_HINT)

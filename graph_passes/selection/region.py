@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from secateur.errors import PreconditionError
+from secateur.graph_passes.attention_steps import axes_of
 from secateur.graph_passes.axes import AxisMap, Expr, Sum, leaves, node_name, show, size
 from secateur.graph_passes.axes.expression import concatenation, resolve
 from secateur.graph_passes.axes.shape_values import SHAPE_SLOTS
@@ -89,10 +90,7 @@ class Regions:
 
     def made(self, node: ir.Node) -> tuple[Expr, ...] | None:
         """Return the axes of a node's first output, None where its rank is unknown."""
-        try:
-            return self.axes.of(node.outputs[0])
-        except KeyError:
-            return None
+        return axes_of(self.axes, node.outputs[0])
 
     def bears(self, expr: Expr) -> bool:
         """Tell whether an axis is made, in part at least, of token positions."""
@@ -118,6 +116,15 @@ class Regions:
             if expr == concatenation(terms[i:]):
                 return lacking
         return None
+
+    def ahead(self, expr: Expr) -> int | None:
+        """Return how many others stand before the tokens in an axis: 0 in their own.
+
+        A class token may join them late. None where the tokens are not there whole, or what
+        joins them is made of tokens or of unknown number.
+        """
+        found = beside_tokens(expr, self.tokens)
+        return None if found is None else found[0]
 
     def beside_batch(self, expr: Expr) -> Expr | None:
         """Return what stands in one axis with the batch, such as heads, of known size."""
@@ -210,15 +217,33 @@ def refusal(regions: Regions, node: ir.Node, reason: str, next_step: str = "") -
     )
 
 
+def beside_tokens(expr: Expr, tokens: Expr) -> tuple[int, int] | None:
+    """Return how many others stand before and behind the tokens in an axis, see ``ahead``."""
+    terms, mine = _terms(expr), _terms(tokens)
+    atoms = set(leaves(tokens))
+    for i in range(len(terms) - len(mine) + 1):
+        if terms[i : i + len(mine)] != mine:
+            continue
+        lengths = [[size(one) for one in part] for part in (terms[:i], terms[i + len(mine) :])]
+        others = (*terms[:i], *terms[i + len(mine) :])
+        known = [[n for n in part if isinstance(n, int)] for part in lengths]
+        is_apart = not any(atom in atoms for one in others for atom in leaves(one))
+        if is_apart and sum(map(len, known)) == len(others):
+            return sum(known[0]), sum(known[1])
+    return None
+
+
+def _terms(expr: Expr) -> tuple[Expr, ...]:
+    only = expr[0] if len(expr) == 1 else None
+    return only.terms if isinstance(only, Sum) else (expr,)
+
+
 def _is_size(node: ir.Node, axes: AxisMap) -> bool:
     return bool(node.outputs) and axes.entries(node.outputs[0]) is not None
 
 
 def _axes_of_cut(axes: AxisMap, cut: Cut) -> tuple[Expr, Expr]:
-    try:
-        exprs = axes.of(cut.value)
-    except KeyError:
-        exprs = ()
+    exprs = axes_of(axes, cut.value) or ()
     if len(exprs) != 3:
         raise PreconditionError(
             f"tokens cannot be selected at {cut.site}: the residual stream is not (B, N, D)",
@@ -281,4 +306,12 @@ def _check_chain(regions: Regions) -> None:
             )
 
 
-__all__ = ["Crossing", "Cut", "Regions", "crossings", "map_regions", "refusal"]
+__all__ = [
+    "Crossing",
+    "Cut",
+    "Regions",
+    "beside_tokens",
+    "crossings",
+    "map_regions",
+    "refusal",
+]

@@ -18,6 +18,7 @@ from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.attention import Site, find_sites, site_named
 from secateur.graph_passes.axes import AxisMap, Expr, analyse_axes
 from secateur.graph_passes.prepare import prepare
+from secateur.graph_passes.selection.region import beside_tokens
 from secateur.models.reference import ReferenceRun, SiteRun, TokenSite
 from secateur.runtime.backend import Array, Arrays
 from secateur.workflow.golden import Golden, golden
@@ -109,27 +110,31 @@ def _attention(site: Site, arrays: Arrays, alive: Tensor | None) -> Attention:
         return x.permute(*(layout.index(axis) for axis in "bhnd"))
 
     query, key = tensor(site.query, site.layout), tensor(site.key, site.key_layout)
-    if site.product is not None:
-        probabilities = torch.from_numpy(arrays[site.node.outputs[0].name or ""])
-        if probabilities.dim() == 3:  # batch and heads in one axis
-            probabilities = probabilities.reshape(-1, site.heads, *probabilities.shape[1:])
+
+    def scores(value: ir.Value) -> Tensor:
+        x: Tensor = torch.from_numpy(arrays[value.name or ""])
+        # batch and heads may be one axis
+        return x if x.dim() == 4 else x.reshape(len(query), -1, *x.shape[1:])
+
+    if site.weights is not None:
+        probabilities, seen = scores(site.weights), scores(site.node.outputs[0])
     else:
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        scores = query @ keys.transpose(-1, -2) * site.scale
+        logits = query @ keys.transpose(-1, -2) * site.scale
         if site.mask is not None:
             mask = torch.from_numpy(arrays[site.mask.name or ""])
-            scores = (
-                scores.masked_fill(~mask, -_LOWEST) if mask.dtype == torch.bool else scores + mask
+            logits = (
+                logits.masked_fill(~mask, -_LOWEST) if mask.dtype == torch.bool else logits + mask
             )
         if alive is not None:
-            scores = scores.masked_fill(~alive[:, None, None], -_LOWEST)
-        probabilities = torch.softmax(scores, dim=-1)
+            logits = logits.masked_fill(~alive[:, None, None], -_LOWEST)
+        probabilities = seen = torch.softmax(logits, dim=-1)
     return Attention(
         query=query,
         key=key,
         value=tensor(site.value, site.value_layout),
         probabilities=probabilities,
-        visible=(probabilities > 0).flatten(1, 2).any(dim=1),
+        visible=(seen > 0).flatten(1, 2).any(dim=1),
     )
 
 
@@ -167,14 +172,29 @@ class _Writer:
             self.made[key] = self.node("Unsqueeze", [alive, at])
         return self.made[key]
 
+    def among(self, alive: ir.Value, before: int, behind: int) -> ir.Value:
+        """(B, N) -> (B, before + N + behind): what joined the tokens counts."""
+        key = f"{alive.name}.among{before}_{behind}"
+        if key not in self.made:
+            pads = self.constant(f"{key}.pads", np.array([0, before, 0, behind], np.int64))
+            one = self.constant("masked.one_more", np.array(1.0, np.float32))
+            self.made[key] = self.node("Pad", [alive, pads, one])
+        return self.made[key]
+
     def bias(self, alive: ir.Value) -> ir.Value:
-        """(B, 1, N, N): 0 for keys that count, the lowest score for others."""
+        """(B, 1, N, N): 0 for keys that count, the lowest score for others.
+
+        (B, 1, 1, N + M) where others joined the tokens.
+        """
         key = f"{alive.name}.bias"
         if key not in self.made:
             one = self.constant("masked.one", np.array([1.0], np.float32))
             scale = self.constant("masked.scale", np.array([_LOWEST], np.float32))
             zero = self.constant("masked.zero", np.array([0.0], np.float32))
             row = self.node("Mul", [self.node("Sub", [self.spread(alive, (1, 2)), one]), scale])
+            if not alive.is_graph_input():
+                self.made[key] = row
+                return row
             square = self.node("Mul", [self.spread(alive, (1, 3)), zero])
             self.made[key] = self.node("Add", [row, square])
         return self.made[key]
@@ -195,7 +215,7 @@ def _twin(dense: ir.Model, names: Sequence[str], *, masked: bool) -> _Twin:
         writer = _Writer(model.graph, next(iter(model.graph)))
         tokens = [axes.of(site.block)[1] for site in chosen][:1]
         _mask_all(writer, known, alive, (axes, tokens, order))
-    for value in _taps(chosen):
+    for value in dict.fromkeys(_taps(chosen)):
         if value not in model.graph.outputs:
             model.graph.outputs.append(value)
     return _Twin(model, chosen, outputs)
@@ -223,6 +243,10 @@ def _mask_all(
     ]
     for site in known:
         if (alive := alive_at(site.node)) is not None:
+            keys = axes.at(site.node, 0)[-1] if site.product is not None else tokens[0]
+            beside = beside_tokens(keys, tokens[0])
+            if beside is not None and any(beside):
+                alive = writer.among(alive, *beside)
             _mask_attention(writer, site, alive)
     for node, axis, rank in poolings:
         alive = alive_at(node)
@@ -239,6 +263,8 @@ def _mask_attention(writer: _Writer, site: Site, alive: ir.Value) -> None:
             raise BadInputError("the reference runs in float32", got=str(scores.dtype))
         masked = _add_to_heads(writer, scores, bias, site)
         site.node.replace_input_with(0, masked)
+        if site.mixing:
+            _zero_weights(writer, site, alive)
         return
     if site.node.domain:
         raise PreconditionError("com.microsoft attention is not masked here", where=site.name)
@@ -268,6 +294,15 @@ def _add_to_heads(writer: _Writer, scores: ir.Value, bias: ir.Value, site: Site)
     return writer.node("Reshape", [writer.node("Add", [apart, bias], before), shape], before)
 
 
+def _zero_weights(writer: _Writer, site: Site, alive: ir.Value) -> None:
+    """Weigh no key that is gone: behind the softmax a bias of mixed heads would."""
+    weights, values = site.weights, site.output.producer()
+    if weights is None or values is None or weights.shape is None or len(weights.shape) != 4:
+        raise PreconditionError("mixed heads are masked apart from the batch", where=site.name)
+    made = writer.node("Mul", [weights, writer.spread(alive, (1, 2))], values)
+    values.replace_input_with(list(values.inputs).index(weights), made)
+
+
 def _mask_pooling(writer: _Writer, node: ir.Node, others: Sequence[int], alive: ir.Value) -> None:
     """Weight the tokens of a sum or a mean; ``others`` are its axes but batch and tokens."""
     weight = alive
@@ -285,8 +320,9 @@ def _mask_pooling(writer: _Writer, node: ir.Node, others: Sequence[int], alive: 
 def _taps(sites: Sequence[Site]) -> Iterator[ir.Value]:
     for site in sites:
         yield from (site.query, site.key, site.value, site.block)
-        if site.product is not None:
+        if site.weights is not None:
             yield site.node.outputs[0]
+            yield site.weights
         elif site.mask is not None:
             yield site.mask
 

@@ -23,12 +23,14 @@ class Variant:
         mask: none, bool, where (scores replaced), additive, legacy arithmetic, pairs
             (B, 1, N, N), or causal and padding together.
         form: decomposed, fused (the Attention op), microsoft (MultiHeadAttention), and those
-            of ``written.py``: merged, folded, einsum, projected, disentangled.
+            of ``written.py``: merged, folded, einsum, disentangled, and talking heads, which
+            add a bias behind the softmax where ``guard`` asks for it.
         scale: where 1/sqrt(Dh) stands: query, after, both.
         key: late (B, H, N, Dh) transposed, direct (perm 0 2 3 1), merged (B*H, Dh, N).
         norm: post or pre.
         pool: class, mask (masked mean), mean, max, sum, rest (mean of tokens 1 on), last,
-            argmax, tokens, divided (sum over the number of tokens), flat (Reshape over tokens).
+            argmax, tokens, divided (sum over the number of tokens), flat (Reshape over tokens),
+            late (a class token joins the tokens, their mean is added to it).
         extra: none, positions (made from Shape in every layer), rotary, bias (1, H, N, N),
             rows (N, D), patches (rows for all but the first), window (a convolution over
             tokens), normalised (over tokens).
@@ -332,6 +334,19 @@ def _turned_keys(w: Writer, k: str) -> str:
     return w.op("Reshape", turned, w.op("Concat", b, h, d, n, axis=0))
 
 
+def _late(w: Writer, x: str) -> str:
+    first = w.op("Concat", w.size(x, 0), w.const([1, D]), axis=0)
+    joined = w.op("Concat", w.op("Expand", w.weight("late", 1, 1, D), first), x, axis=1)
+    mean = w.op("ReduceMean", joined, w.const([1]), keepdims=0)
+    return w.op("Add", mean, w.op("Gather", joined, w.const(0), axis=1))
+
+
+def _flat(w: Writer, x: str) -> str:
+    grid = w.op("Reshape", x, w.const([0, 4, w.variant.tokens // 4, D]))
+    return w.op("ReduceMean", grid, w.const([1, 2]), keepdims=0)
+
+
+_POOLS = {"late": _late, "flat": _flat}
 _REDUCTIONS = {"mean": "ReduceMean", "max": "ReduceMax", "sum": "ReduceSum"}
 
 
@@ -339,7 +354,9 @@ def _pool(w: Writer, x: str) -> tuple[str, list[int | str]]:
     pool, one = w.variant.pool, w.const([1])
     if pool == "tokens":
         return x, ["batch", w.variant.tokens or "tokens", D]
-    if pool in _REDUCTIONS:
+    if pool in _POOLS:
+        x = _POOLS[pool](w, x)
+    elif pool in _REDUCTIONS:
         x = w.op(_REDUCTIONS[pool], x, one, keepdims=0)
     elif pool in ("class", "last"):
         x = w.op("Gather", x, w.const(0 if pool == "class" else -1), axis=1)
@@ -353,14 +370,9 @@ def _pool(w: Writer, x: str) -> tuple[str, list[int | str]]:
     elif pool == "divided":
         n = w.op("Cast", w.size(x, 1), to=w.kind)
         x = w.op("Div", w.op("ReduceSum", x, one, keepdims=0), n)
-    elif pool == "flat":
-        grid = w.op("Reshape", x, w.const([0, 4, w.variant.tokens // 4, D]))
-        x = w.op("ReduceMean", grid, w.const([1, 2]), keepdims=0)
     elif pool == "argmax_flat":
         last = w.op("ArgMax", w.op("ReduceSum", x, w.const([2]), keepdims=0), axis=1, keepdims=0)
         x = w.op("ReduceMax", w.op("Gather", x, last, axis=1), one, keepdims=0)
     elif pool == "argmax":
-        last = w.op("ArgMax", "ids", axis=1, keepdims=1)
-        picked = w.op("GatherND", x, last, batch_dims=1)
-        x = picked
+        x = w.op("GatherND", x, w.op("ArgMax", "ids", axis=1, keepdims=1), batch_dims=1)
     return w.linear(x, "head", D, OUT), ["batch", OUT]

@@ -58,7 +58,12 @@ class Dense:
 
 
 def dense(
-    model: onnx.ModelProto, sites: list[int], *, watch: tuple[str, ...] = (), pool: str = ""
+    model: onnx.ModelProto,
+    sites: list[int],
+    *,
+    watch: tuple[str, ...] = (),
+    pool: str = "",
+    mixed: dict[str, int] | None = None,
 ) -> Dense:
     """Make the masked twin.
 
@@ -68,10 +73,13 @@ def dense(
         watch: Values to return besides the outputs.
         pool: Name of an int64 (B, N) mask input that pooling reads; the softmaxes read a
             copy of it, ``attend``, so that pooling can leave dropped tokens out.
+        mixed: Layer by name of its weights, where heads are mixed behind its softmax: a bias
+            of theirs gives dropped keys a weight, which is made 0 again.
     """
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
     graph = twin.graph
+    _zero_dropped(graph, sites, mixed or {})
     softmaxes = [node for node in graph.node if node.op_type == "Softmax"]
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
@@ -96,6 +104,24 @@ def dense(
     if pool:
         _split_mask(graph, pool)
     return Dense(twin, sites, probabilities)
+
+
+def _zero_dropped(graph: onnx.GraphProto, sites: list[int], mixed: dict[str, int]) -> None:
+    """weights -> Where(drop < 0, 0, weights), for their readers and under their name."""
+    for name, layer in mixed.items():
+        behind = [i for i, site in enumerate(sites) if layer > site]
+        if not behind:
+            continue
+        at, maker = next((i, n) for i, n in enumerate(graph.node) if name in n.output)
+        maker.output[0] = f"{name}/whole"
+        inputs = [f"drop{behind[-1]}", f"{name}/zero"]
+        zero = onnx.numpy_helper.from_array(np.zeros(1, np.float32), inputs[1])
+        graph.initializer.append(zero)
+        made = onnx.helper.make_node
+        gone = made("Less", inputs, [f"{name}/gone"])
+        kept = made("Where", [f"{name}/gone", inputs[1], f"{name}/whole"], [name])
+        graph.node.insert(at + 1, gone)
+        graph.node.insert(at + 2, kept)
 
 
 def _split_mask(graph: onnx.GraphProto, pool: str) -> None:

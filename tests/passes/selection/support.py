@@ -116,13 +116,16 @@ def expect(
     folded = H if variant.form == "folded" else 0
     watch = [f"{signal}.{at}" for at in layers if f"{signal}.{at}" in names]
     last = names[f"hidden.{variant.layers - 1}"]
-    twin = dense(model, list(layers), watch=(*(names[name] for name in watch), last))
+    mixed = {names[key]: int(key[-1]) for key in names if key.startswith("weights.")}
+    watched = (*(names[name] for name in watch), *mixed, last)
+    twin = dense(model, list(layers), watch=watched, mixed=mixed)
     alive = fed["mask"].astype(bool) if "mask" in fed else np.ones(fed["x"].shape[:2], bool)
     gone = [np.zeros_like(alive)] * len(layers)
     kept, scores = [], []
     for i, at in enumerate(layers):
         seen = twin.run(fed, gone, folded)
-        score = _score(signal, seen, names.get(f"{signal}.{at}", ""), twin.probabilities[at], alive)
+        weights = names.get(f"weights.{at}", twin.probabilities[at])
+        score = _score(signal, seen, names.get(f"{signal}.{at}", ""), weights, alive)
         alive = choose(
             score,
             alive,
@@ -156,15 +159,21 @@ def _head(
 ) -> np.ndarray:
     if variant.pool == "tokens":
         return np.where(alive[:, :, None], hidden, 0)
+    weights = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     if variant.pool == "class":
         pooled = hidden[:, 0]
+    elif variant.pool == "late":
+        first = weights["late"][0]
+        means = [
+            np.concatenate([first, h[a]]).mean(axis=0) for h, a in zip(hidden, alive, strict=True)
+        ]
+        pooled = np.stack(means) + first
     else:
         counted = alive.copy()
         counted[:, 0] &= variant.pool != "rest"
         fold = {"max": np.max, "sum": np.sum}.get(variant.pool, np.mean)
         pairs = zip(hidden, counted, strict=True)
         pooled = np.stack([fold(rows[which], axis=0) for rows, which in pairs])
-    weights = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
     return pooled @ weights["head.weight"] + weights["head.bias"]
 
 

@@ -31,6 +31,12 @@ FORMS = {
     "relative positions": Variant(form="disentangled"),
     "relative positions, scores replaced": Variant(form="disentangled", mask="where"),
     "relative positions, a mask of pairs": Variant(form="disentangled", mask="pairs"),
+    "talking heads": Variant(form="talking"),
+    "talking heads, with a bias": Variant(form="talking", mask="none", guard=True, tokens=9),
+    "talking heads, a matrix from the left": Variant(form="talking_matrix", mask="where"),
+    "talking heads, Gemm": Variant(form="talking_gemm"),
+    "talking heads, Einsum": Variant(form="talking_einsum"),
+    "talking heads, a convolution": Variant(form="talking_conv", mask="causal"),
 }
 
 
@@ -41,11 +47,19 @@ def test_every_block_is_found_once(name: str) -> None:
     assert {(one.heads, one.key_heads, one.head_dim) for one in found} == {(H, H, DH)}
 
 
-SEEN = [(name, "class_row") for name in FORMS] + [
-    (name, signal)
-    for name in ("heads never apart", "Einsum", "a bias of positions, batch and heads in one axis")
-    for signal in ("column_mean", "keys", "values")
-]
+SEEN = (
+    [(name, "class_row") for name in FORMS]
+    + [
+        (name, signal)
+        for name in (
+            "heads never apart",
+            "Einsum",
+            "a bias of positions, batch and heads in one axis",
+        )
+        for signal in ("column_mean", "keys", "values")
+    ]
+    + [("talking heads, with a bias", "column_mean"), ("talking heads", "column_mean")]
+)
 
 
 @pytest.mark.parametrize(("name", "signal"), SEEN)
@@ -67,9 +81,16 @@ def test_a_sample_in_a_batch_gives_what_it_gives_alone(name: str) -> None:
         np.testing.assert_allclose(run(model, alone | asked)["y"][0], whole[i], atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["folded", "einsum", "disentangled"])
+@pytest.mark.parametrize("form", ["talking", "talking_gemm", "talking_einsum", "talking_conv"])
+@pytest.mark.parametrize("signal", ["class_row", "column_mean"])
+def test_a_bias_behind_the_softmax_weighs_no_token_that_is_gone(form: str, signal: str) -> None:
+    variant = Variant(form=form, guard=True)
+    check(variant, (0, 1), RAGGED, signal=signal, permille=(700, 600))
+
+
+@pytest.mark.parametrize("form", ["folded", "einsum", "disentangled", "talking"])
 def test_forced_twin_agrees_with_the_reference_of_the_file(form: str) -> None:
-    dense = ir.from_proto(write(Variant(form=form))[0])
+    dense = ir.from_proto(write(Variant(form=form, guard=form == "talking"))[0])
     wanted = [Select(site(layer), "class_row", 0.6, 1) for layer in (0, 1)]
     model = select_tokens(dense, wanted)
     sites, asked = token_sites(model, {}), budget_feeds(model, {})

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 _SCALE = 1 / np.sqrt(DH)
 _BUCKETS = 3
+_TALKING = 3
+"""Heads at the softmax of talking heads, more than there are queries."""
+
+Form = Callable[["Writer", str, str, str, str], str]
 
 
 def _joined(w: Writer, x: str) -> str:
@@ -97,11 +101,72 @@ def _two(w: Writer) -> str:
     return w.const(_BUCKETS - 1)
 
 
-WRITTEN: dict[str, Callable[[Writer, str, str, str, str], str]] = {
+def _talking(mix: Callable[[Writer, str, str, tuple[int, int], bool], str]) -> Form:
+    """Talking heads: three of them at the softmax, mixed there and back."""
+
+    def form(w: Writer, q: str, k: str, v: str, mask: str) -> str:
+        turned = w.op("Transpose", k, perm=[0, 2, 3, 1])
+        s = w.op("Mul", w.op("MatMul", q, turned), w.number(_SCALE))
+        s = mix(w, s, f"{w.scope}.before", (H, _TALKING), True)
+        p = w.op("Softmax", w.masked(s, mask), axis=-1)
+        p = mix(w, p, f"{w.scope}.behind", (_TALKING, H), w.variant.guard)
+        w.names[f"weights.{w.scope.split('.')[2]}"] = p
+        return w.op("MatMul", p, v)
+
+    return form
+
+
+def _by_linear(w: Writer, x: str, name: str, sizes: tuple[int, int], biased: bool) -> str:
+    """nn.Linear over the last axis, as torch writes it."""
+    x = w.op("Transpose", x, perm=[0, 2, 3, 1])
+    x = w.op("MatMul", x, w.weight(f"{name}.weight", *sizes))
+    if biased:
+        x = w.op("Add", x, w.weight(f"{name}.bias", sizes[1]))
+    return w.op("Transpose", x, perm=[0, 3, 1, 2])
+
+
+def _by_matrix(w: Writer, x: str, name: str, sizes: tuple[int, int], biased: bool) -> str:
+    """A matrix from the left, heads as the last axis but one."""
+    x = w.op("Transpose", x, perm=[0, 2, 1, 3])
+    x = w.op("MatMul", w.weight(f"{name}.weight", *reversed(sizes)), x)
+    if biased:
+        x = w.op("Add", w.weight(f"{name}.bias", sizes[1], 1), x)
+    return w.op("Transpose", x, perm=[0, 2, 1, 3])
+
+
+def _by_gemm(w: Writer, x: str, name: str, sizes: tuple[int, int], biased: bool) -> str:
+    """Gemm, for which all axes but that of heads are made one."""
+    x = w.op("Transpose", x, perm=[0, 2, 3, 1])
+    target = w.op("Concat", w.size(x, 0), w.size(x, 1), w.size(x, 2), w.const([sizes[1]]), axis=0)
+    x = w.op("Reshape", x, w.const([-1, sizes[0]]))
+    bias = [w.weight(f"{name}.bias", sizes[1])] if biased else []
+    weight = w.weight(f"{name}.weight", *reversed(sizes))
+    x = w.op("Gemm", x, weight, *bias, transB=1, alpha=0.5, beta=2.0)
+    return w.op("Transpose", w.op("Reshape", x, target), perm=[0, 3, 1, 2])
+
+
+def _by_einsum(w: Writer, x: str, name: str, sizes: tuple[int, int], biased: bool) -> str:
+    """The paper's own spelling; the bias has one number per head."""
+    made = w.op("Einsum", w.weight(f"{name}.weight", *sizes), x, equation="hg,bhij->bgij")
+    return w.op("Add", made, w.weight(f"{name}.bias", sizes[1], 1, 1)) if biased else made
+
+
+def _by_conv(w: Writer, x: str, name: str, sizes: tuple[int, int], biased: bool) -> str:
+    """A convolution with a kernel of size 1: heads are its channels."""
+    weight = w.weight(f"{name}.weight", *reversed(sizes), 1, 1)
+    return w.op("Conv", x, weight, *([w.weight(f"{name}.bias", sizes[1])] if biased else []))
+
+
+WRITTEN: dict[str, Form] = {
     "merged": merged,
     "folded": folded,
     "einsum": einsum,
     "disentangled": disentangled,
+    "talking": _talking(_by_linear),
+    "talking_matrix": _talking(_by_matrix),
+    "talking_gemm": _talking(_by_gemm),
+    "talking_einsum": _talking(_by_einsum),
+    "talking_conv": _talking(_by_conv),
 }
 
 __all__ = ["WRITTEN"]
