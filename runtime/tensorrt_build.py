@@ -10,7 +10,9 @@ import json
 import platform
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,7 @@ def build_engine(backend: str, onnx_path: Path, spec: EngineSpec, *, job: BuildJ
     parser = trt.OnnxParser(network, logger)
     _parse(parser, onnx_path, outline, messages=messages)
     decomposed = allow_decomposition(trt, network) if spec.decomposable_attention else 0
+    spec = _with_flags(spec, network, outline)
     config = _configure(trt, builder, network, spec=spec)
     watch(trt, config, job.on_step)
     use_timings(config, job.timing_cache)
@@ -139,23 +142,64 @@ def _configure(trt: Any, builder: Any, network: Any, *, spec: EngineSpec) -> Any
     return config
 
 
+_ASKED = frozenset({"Cast", "Equal", "Greater", "Not"})
+"""What tells a mask of zeros and ones from numbers that something is looked up by."""
+
+_MOVES = frozenset({"Expand", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
+
+
+def _with_flags(spec: EngineSpec, network: Any, outline: ModelOutline) -> EngineSpec:  # noqa: ANN401
+    """Let a mask that decides a shape hold zeros and ones, where its values have no range.
+
+    The builder takes a mask of fixed shape to the host, if how many tokens stay depends on it.
+    """
+    inputs = [network.get_input(place) for place in range(network.num_inputs)]
+    decisive = {tensor.name: tuple(tensor.shape) for tensor in inputs if tensor.is_shape_tensor}
+    flags = {
+        name: ShapeRange(*((value,) * prod(shape) for value in (0, 1, 1)))
+        for name, shape in decisive.items()
+        if -1 not in shape and _readers(name, outline) <= _ASKED
+    }
+    return spec.with_each(
+        [replace(one, shape_values={**flags, **one.shape_values}) for one in spec.each()]
+    )
+
+
+def _readers(name: str, outline: ModelOutline) -> set[str]:
+    """Operators that read a value, behind those that only move it."""
+    found: set[str] = set()
+    for node in outline.nodes:
+        if name in node.inputs:
+            moves = node.operator in _MOVES and node.inputs[0] == name
+            found |= _readers(node.outputs[0], outline) if moves else {node.operator}
+    return found
+
+
 def _set_range(profile: Any, tensor: Any, spec: EngineSpec) -> None:  # noqa: ANN401
     """Shape inputs have their values ranged, all others their shapes."""
     name = tensor.name
     if tensor.is_shape_tensor:
-        span = _range(spec.shape_values, name, "decides a shape and has no range of values")
+        why = "decides a shape and has no range of values"
+        span = _range(spec.shape_values, name, why, _NO_VALUES.format(name))
         profile.set_shape_input(name, list(span.low), list(span.usual), list(span.high))
     elif -1 in tuple(tensor.shape):
-        span = _range(spec.profiles, name, "has a dynamic shape and no range for it")
+        why = "has a dynamic shape and no range for it"
+        span = _range(spec.profiles, name, why, "give (min, opt, max) for it")
         profile.set_shape(name, span.low, span.usual, span.high)
 
 
-def _range(ranges: Mapping[str, ShapeRange], name: str, why: str) -> ShapeRange:
+_NO_VALUES = (
+    "export the model with a dynamic batch, so that the GPU reads it; or give the least, usual and "
+    "largest value of each element: EngineSpec(shape_values={{{0!r}: ShapeRange(min, opt, max)}})"
+)
+
+
+def _range(ranges: Mapping[str, ShapeRange], name: str, why: str, next_step: str) -> ShapeRange:
     if name not in ranges:
         raise BadInputError(
             f"input {name!r} {why}",
             got="ranges for " + (", ".join(ranges) or "nothing"),
-            next_step="give (min, opt, max) for it",
+            next_step=next_step,
         )
     return ranges[name]
 

@@ -9,11 +9,14 @@ from pathlib import Path
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from tests.passes.selection.models import Variant, write
+from tests.passes.selection.support import insert, selections
 
 from secateur.errors import BadInputError, BuildError, MissingDependencyError
 from secateur.runtime.backend import BACKENDS, EngineSpec, ShapeRange
 from secateur.runtime.tensorrt import TensorRt, build_in_child
 
+K = ShapeRange((1,), (600,), (1000,))
 X = ShapeRange((1, 4, 8), (1, 8, 8), (4, 16, 8))
 SPEC = EngineSpec(
     profiles={"x": X},
@@ -41,6 +44,44 @@ def test_an_engine_comes_with_a_side_car_that_describes_it(selecting_path: Path)
     assert record["engine_sha256"] == hashlib.sha256(built.engine).hexdigest()
     assert record["memory_bytes"]["activation"] > 0
     assert not [text for text in record["warnings"] if "cudaError" in text]
+
+
+def test_a_mask_of_fixed_shape_that_decides_how_many_stay_holds_zeros_and_ones(
+    tmp_path: Path,
+) -> None:
+    path = _save_fixed(tmp_path, "bool")
+    spec = EngineSpec(compute_capabilities=("sm86",), shape_values={"encoder.layer.0.permille": K})
+    record = TensorRt("rtx").build_with_record(path, spec).record
+    assert {info["name"]: info["is_shape_input"] for info in record["inputs"]}["mask"]
+    assert record["shape_values"]["mask"] == [[0] * 9, [1] * 9, [1] * 9]
+
+
+def test_other_numbers_that_decide_a_shape_need_a_range(tmp_path: Path) -> None:
+    path = _save_fixed(tmp_path, "legacy")
+    model = onnx.load(path)
+    for node in model.graph.node:
+        node.input[:] = ["mask.more" if name == "mask" else name for name in node.input]
+    zero = helper.make_tensor("mask.zero", TensorProto.INT64, [1], [0])
+    model.graph.initializer.append(zero)
+    model.graph.node.insert(0, helper.make_node("Add", ["mask", "mask.zero"], ["mask.more"]))
+    onnx.save(model, path)
+    spec = EngineSpec(compute_capabilities=("sm86",), shape_values={"encoder.layer.0.permille": K})
+    with pytest.raises(BadInputError, match="decides a shape") as caught:
+        TensorRt("rtx").build(path, spec)
+    assert "dynamic batch" in str(caught.value)
+    assert "shape_values={'mask': ShapeRange(min, opt, max)}" in str(caught.value)
+
+
+def _save_fixed(folder: Path, mask: str) -> Path:
+    """A text model of one sample of nine tokens, which drops tokens behind its first block."""
+    path = folder / "fixed.onnx"
+    model = insert(write(Variant(mask=mask, tokens=9, layers=2))[0], selections((0,)))
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == "batch":
+                dim.dim_value = 1
+    onnx.save(model, path)
+    return path
 
 
 def test_external_data_is_built_in(external_path: Path) -> None:
