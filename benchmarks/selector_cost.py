@@ -134,10 +134,10 @@ def added_nodes(model: ir.Model) -> onnx.ModelProto:
             sources.add(name)
             continue
         kept.update(dict.fromkeys(node.output, node))
-        queue.extend(node.input)
+        queue.extend(reads(node))
     known = {one.name: one for one in (*graph.input, *graph.value_info)}
     nodes = [node for node in graph.node if any(name in kept for name in node.output)]
-    used = {name for node in nodes for name in node.input}
+    used = {name for node in nodes for name in reads(node)}
     cut = onnx.helper.make_graph(
         nodes,
         "added",
@@ -148,6 +148,19 @@ def added_nodes(model: ir.Model) -> onnx.ModelProto:
     return onnx.helper.make_model(
         cut, opset_imports=proto.opset_import, ir_version=proto.ir_version
     )
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """Names that a node takes from around it, those that a loop's body reads among them."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            body = attribute.g
+            made = {one.name for one in (*body.input, *body.initializer)}
+            made |= {name for inner in body.node for name in inner.output}
+            found |= {name for inner in body.node for name in reads(inner)} - made
+            found |= {one.name for one in body.output} - made
+    return found - {""}
 
 
 # --- the cost of selecting -----------------------------------------------------------------------

@@ -26,10 +26,17 @@ Dropped = Literal["zero", "exit", "leave"]
 class Restorer:
     """Restores the outputs of one graph; positions are computed once per region."""
 
-    def __init__(self, emit: Emitter, versions: Versions, regions: Regions) -> None:
+    def __init__(
+        self,
+        emit: Emitter,
+        versions: Versions,
+        regions: Regions,
+        left_with: tuple[ir.Value, ...] = (),
+    ) -> None:
         self.emit = emit
         self.regions = regions
         self._versions = versions
+        self._left_with = left_with or tuple(cut.value for cut in regions.cuts)
         self._places: dict[int, ir.Value] = {}
         self._originals: dict[int, ir.Value] = {}
 
@@ -61,14 +68,23 @@ class Restorer:
         return index, valid
 
     def restore(self, value: ir.Value, region: int, dropped: Dropped) -> ir.Value:
-        """(B, K, ...) of a region -> (B, N, ...).
+        """(B, K, ...) of a region -> (B, N, ...); tokens on another axis stay there.
 
         Raises:
-            PreconditionError: the tokens are not axis 1, or "exit" is asked for a value that
-                is not a hidden state.
+            PreconditionError: the tokens are no axis of their own, or "exit" is asked for a
+                value that is not what tokens leave with.
         """
         exprs = self.regions.axes.of(value)
         self._check(value, exprs, dropped)
+        axis = next(k for k, expr in enumerate(exprs) if self.regions.bears(expr))
+        order = [0, axis, *(k for k in range(1, len(exprs)) if k != axis)]
+        rows = self._restored(self.emit.transpose(value, order), exprs, region, dropped)
+        return self.emit.transpose(rows, [order.index(k) for k in range(len(order))])
+
+    def _restored(
+        self, value: ir.Value, exprs: tuple[Expr, ...], region: int, dropped: Dropped
+    ) -> ir.Value:
+        """(B, K, ...) -> (B, N, ...)."""
         places = self._place(region)
         ahead = self.emit.op("Pad", value, self._pads(len(exprs)))
         indices = self.emit.unsqueeze(places, (2,))
@@ -78,7 +94,7 @@ class Restorer:
         was_kept = self.emit.unsqueeze(
             self.emit.op("Greater", places, self.emit.ints(0)), range(2, len(exprs))
         )
-        left_with = self.regions.cuts[region - 1].value
+        left_with = self._left_with[region - 1]
         if region > 1:
             left_with = self.restore(left_with, region - 1, "exit")
         return self.emit.op("Where", was_kept, rows, left_with)
@@ -110,20 +126,26 @@ class Restorer:
 
     def _check(self, value: ir.Value, exprs: tuple[Expr, ...], dropped: Dropped) -> None:
         tokens = [axis for axis, expr in enumerate(exprs) if self.regions.bears(expr)]
-        is_plain = tokens == [1] and self.regions.is_tokens(exprs[1])
+        is_plain = len(tokens) == 1 and self.regions.is_tokens(exprs[tokens[0]])
         if not is_plain or exprs[0] != self.regions.batch:
             raise PreconditionError(
                 f"the output {value.name!r} cannot be put back to the original positions",
                 got=" x ".join(show(expr) for expr in exprs),
-                wanted="(B, N, ...)",
+                wanted="(B, N, ...), or the tokens as another axis",
                 next_step="drop this output, or return kept rows only (outputs='leave')",
             )
-        if dropped == "exit" and exprs != self.regions.axes.of(self.regions.cuts[0].value):
-            raise PreconditionError(
-                f"the output {value.name!r} is not a hidden state",
-                got=" x ".join(str(size(expr)) for expr in exprs),
-                next_step="fill dropped tokens with zeros (outputs='zero')",
-            )
+        if dropped != "exit":
+            return
+        for left in self._left_with:
+            theirs = self.regions.axes.of(left)
+            if tokens != [1] or list(map(size, theirs)) != list(map(size, exprs)):
+                raise PreconditionError(
+                    f"the value {value.name!r} is not a hidden state, or what tokens leave with",
+                    where=f"tokens that leave with {left.name!r}",
+                    got=" x ".join(str(size(expr)) for expr in exprs),
+                    wanted=" x ".join(str(size(expr)) for expr in theirs),
+                    next_step="fill dropped tokens with zeros (outputs='zero')",
+                )
 
 
 __all__ = ["Dropped", "Restorer"]

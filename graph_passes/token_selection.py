@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult
@@ -23,7 +23,7 @@ from secateur.graph_passes.selection.checks import Always, check_regions
 from secateur.graph_passes.selection.choice import Chosen, Selection, Surroundings, choose
 from secateur.graph_passes.selection.cut_points import cut_value, value_at
 from secateur.graph_passes.selection.emit import Emitter, named
-from secateur.graph_passes.selection.flow import readers
+from secateur.graph_passes.selection.flow import ancestors, descendants, readers
 from secateur.graph_passes.selection.folds import Requests, requests
 from secateur.graph_passes.selection.pointers import Pointers
 from secateur.graph_passes.selection.region import Cut as CutPoint
@@ -54,8 +54,9 @@ def insert_selections(
         model: The dense model.
         selections: One per site, in any order; the sites must follow one another.
         outputs: What outputs with one row per token hold at dropped tokens.
-        restore: Hidden states behind the sites, by value name or module path, at which all
-            tokens are put back, dropped ones as they left: what follows may be a grid.
+        restore: Values behind the sites, by name or module path, at which all tokens are put
+            back, dropped ones as they left: what follows may be a grid. Hidden states, or what
+            the selections name as ``leaves``.
 
     Raises:
         BadInputError: unknown site, no attention, a selector that does not fit.
@@ -119,9 +120,11 @@ class InsertTokenSelection(InPlacePass):
         for selection in self.selections:
             site = site_named(sites, selection.site)
             value = cut_value(model, site, selection.cut)
-            cut = CutPoint(selection.site, value, tuple(readers(value)))
+            cut = CutPoint(selection.site, value, _readers(model, value, selection))
             chosen.append((selection, site, cut))
-        back = Back(self.outputs, tuple(_join(model, name) for name in self.restore))
+        joins = tuple(_join(model, name) for name in self.restore)
+        left = {one.site: value_at(model, one.leaves) for one in self.selections if one.leaves}
+        back = Back(self.outputs, joins, left)
         insert_at(model, axes, chosen, sites=sites, back=back)
 
 
@@ -131,6 +134,31 @@ class Back:
 
     outputs: Dropped = "zero"
     joins: tuple[CutPoint, ...] = ()
+    left_with: Mapping[str, ir.Value] = field(default_factory=dict)
+    """By site: what tokens that left there have where they are put back, if not their state."""
+
+
+def _readers(
+    model: ir.Model, value: ir.Value, selection: Selection
+) -> tuple[tuple[ir.Node, int], ...]:
+    """Return what reads a cut from now on: not a head whose answer decides who leaves.
+
+    A head is what leads to a signal, or to what tokens leave with, and to nothing that the
+    cut's other readers lead to.
+    """
+    signals = set(selection.signals.values())
+    values = [made for node in model.graph for made in node.outputs if made.name in signals]
+    values += [value_at(model, selection.leaves)] if selection.leaves else []
+    deciding = {node for made in values for node in ancestors(made)}
+    everyone = tuple(readers(value))
+    others = tuple(reader for reader in everyone if reader[0] not in deciding)
+    beyond = {node for reader in others for node in _reached(reader[0])}
+    head = {node for reader in everyone if reader not in others for node in _reached(reader[0])}
+    return everyone if beyond & head else others
+
+
+def _reached(node: ir.Node) -> set[ir.Node]:
+    return {node}.union(*(descendants(output) for output in node.outputs))
 
 
 def _join(model: ir.Model, name: str) -> CutPoint:
@@ -194,7 +222,7 @@ def insert_at(
         here = [crossing for crossing in found if crossing.region == number]
         rewire(emit, versions, regions, here, asked)
         repair_shapes(emit, regions, number, kept)
-    _finish(model, in_order, around, back.outputs)
+    _finish(model, in_order, around, back)
     logger.info(
         "selected tokens at %s with %d nodes",
         ", ".join(cut.site for _, _, cut in in_order),
@@ -233,18 +261,20 @@ def _cut(cut: CutPoint, versions: Versions, regions: Regions, region: int) -> No
 # --- after the last cut --------------------------------------------------------------------
 
 
-def _finish(model: ir.Model, chosen: list[Chosen], around: Surroundings, outputs: Dropped) -> None:
+def _finish(model: ir.Model, chosen: list[Chosen], around: Surroundings, back: Back) -> None:
     versions, regions = around.versions, around.regions
     restorer = Restorer(versions.emit, versions, regions)
+    left_with = tuple(back.left_with.get(cut.site, cut.value) for _, _, cut in chosen)
+    joiner = Restorer(versions.emit, versions, regions, left_with)
     for join in regions.joins:
         producer = join.value.producer()
         assert producer is not None
-        rows = restorer.restore(join.value, regions.of[producer], "exit")
+        rows = joiner.restore(join.value, regions.of[producer], "exit")
         rows.type = join.value.type
         for node, slot in join.readers:
             node.replace_input_with(slot, rows)
     for i, value in enumerate(tuple(model.graph.outputs)):
-        _finish_output(model.graph, i, value, restorer, outputs)
+        _finish_output(model.graph, i, value, restorer, back.outputs)
     records = []
     for number, (selection, _, cut) in enumerate(chosen, start=1):
         if selection.expose_kept:

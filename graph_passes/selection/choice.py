@@ -56,6 +56,8 @@ class Selection:
         signals: Signals that the graph's own values give: signal name to value name.
         among: A value, or the path of a module that returns one, whose tokens are those to
             select from where they are a part of what is cut; "" for all of them.
+        leaves: A value, or the path of a module that returns one, with a row per token: what
+            a token that leaves here has where tokens are put back; "" for its hidden state.
     """
 
     site: str
@@ -65,6 +67,7 @@ class Selection:
     expose_kept: bool = False
     signals: Mapping[str, str] = field(default_factory=dict)
     among: str = ""
+    leaves: str = ""
 
     @property
     def options(self) -> dict[str, object]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import BadInputError
-from secateur.models.families import bert_like, vit
+from secateur.models.families import bert_like, images
 from secateur.models.families.core import FAMILIES, Config, FamilyModel
 from secateur.models.families.hugging_face import load_model, load_tokenizer
 
@@ -74,9 +74,9 @@ def load(folder: Path, config: Config, part: str) -> FamilyModel:
         raise BadInputError(f"no {part}_config", where=str(folder / "config.json"))
     if part == "vision":
         side = int(str(section["image_size"]))
-        prepare = functools.partial(vit.pixels, vit.preprocessing(folder, side))
+        prepare = functools.partial(images.pixels, images.preprocessing(folder, side))
         net: nn.Module = ImageTower(model).eval()
-        return FamilyModel(net, vit.example_inputs(side), vit.DYNAMIC, prepare, None)
+        return FamilyModel(net, images.example_inputs(side), images.DYNAMIC, prepare, None)
     tokenizer = load_tokenizer(folder)
     limit = int(str(section["max_position_embeddings"]))
     return FamilyModel(

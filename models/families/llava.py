@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import BadInputError
-from secateur.models.families import vit
+from secateur.models.families import images
 from secateur.models.families.core import (
     FAMILIES,
     Adopter,
@@ -151,7 +151,7 @@ def load(folder: Path, config: Config, part: str) -> FamilyModel:
     )
     inputs = example_inputs(side, n_words)
     tokenizer = load_tokenizer(folder)
-    prepare = functools.partial(prompts, vit.preprocessing(folder, side), tokenizer)
+    prepare = functools.partial(prompts, images.preprocessing(folder, side), tokenizer)
     return FamilyModel(net, inputs, DYNAMIC, prepare, tokenizer)
 
 
@@ -179,7 +179,7 @@ def example_inputs(side: int, n_words: int) -> dict[str, Tensor]:
     }
 
 
-def prompts(settings: vit.Preprocessing, tokenizer: Tokenizer, samples: list[object]) -> Arrays:
+def prompts(settings: images.Preprocessing, tokenizer: Tokenizer, samples: list[object]) -> Arrays:
     """Turn (picture, prompt) pairs into inputs; the prompt says where the picture stands.
 
     Raises:
@@ -203,7 +203,7 @@ def prompts(settings: vit.Preprocessing, tokenizer: Tokenizer, samples: list[obj
     before = _padded([_ids(tokenizer, left, special=True) for left, _ in parts])
     behind = _padded([_ids(tokenizer, right, special=False) for _, right in parts])
     return {
-        **vit.pixels(settings, pictures),
+        **images.pixels(settings, pictures),
         "before": before[0],
         "before_mask": before[1],
         "behind": behind[0],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import BadInputError
-from secateur.models.families import vit
+from secateur.models.families import images
 from secateur.models.families.core import FAMILIES, Adopter, Config, FamilyModel
 from secateur.models.families.hugging_face import load_model
 
@@ -68,13 +68,13 @@ def load(folder: Path, config: Config, part: str) -> FamilyModel:
             "the image tower has no head that pools its tokens", where=str(folder / "config.json")
         )
     side = int(str(section.get("image_size", 224)))
-    prepare = functools.partial(vit.pixels, vit.preprocessing(folder, side))
+    prepare = functools.partial(images.pixels, images.preprocessing(folder, side))
     if config["model_type"] == _BOTH:
         tower = load_model(folder, "SiglipModel").get_submodule("vision_model")
         net: nn.Module = ImageTower(tower)
     else:
         net = VisionModel(load_model(folder, "SiglipVisionModel"))
-    return FamilyModel(net.eval(), vit.example_inputs(side), vit.DYNAMIC, prepare, None)
+    return FamilyModel(net.eval(), images.example_inputs(side), images.DYNAMIC, prepare, None)
 
 
 def _section(config: Config, folder: Path) -> Config:

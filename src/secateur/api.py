@@ -173,10 +173,18 @@ def prove(
     return removal_proof(original, removed, plan, data or made_up_batches(original))
 
 
-def select(model: ir.Model, selections: Sequence[Select] = ()) -> ir.Model:
+def select(
+    model: ir.Model, selections: Sequence[Select] = (), *, restore: Sequence[str] = ()
+) -> ir.Model:
     """Let a model drop tokens at the given sites; the input stays as it is.
 
     A model that calls ``secateur.models.select_tokens`` has its own sites: give none.
+
+    Args:
+        model: the dense model.
+        selections: one per site.
+        restore: values or modules behind the sites at which all tokens are put back, dropped
+            ones as they left: for a grid that follows, as in segmentation.
 
     Raises:
         BadInputError: no attention, an unknown site or selector.
@@ -184,7 +192,7 @@ def select(model: ir.Model, selections: Sequence[Select] = ()) -> ir.Model:
     """
     from secateur.workflow.selecting import select_tokens
 
-    return select_tokens(model, selections)
+    return select_tokens(model, selections, restore=restore)
 
 
 def lower(

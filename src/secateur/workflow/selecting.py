@@ -33,7 +33,8 @@ class Select:
     ``options`` are the method's, ``cut`` says where tokens leave (``block``, ``attention``, a
     value or a module of the graph), ``signals`` which values give signals that no site has.
     ``among`` names a value or a module whose tokens alone are selected from, such as the
-    projector of a picture whose tokens stand between words.
+    projector of a picture whose tokens stand between words. ``leaves`` names what a token that
+    leaves here has where all are put back (``restore``), such as what an early head says of it.
     """
 
     site: str
@@ -45,6 +46,7 @@ class Select:
     cut: str = "block"
     signals: Mapping[str, str] = field(default_factory=dict)
     among: str = ""
+    leaves: str = ""
 
     def __post_init__(self) -> None:
         whole = isinstance(self.keep, int) and not isinstance(self.keep, bool) and self.keep >= 1
@@ -68,10 +70,13 @@ class Select:
         )
 
 
-def select_tokens(model: ir.Model, selections: Sequence[Select]) -> ir.Model:
+def select_tokens(
+    model: ir.Model, selections: Sequence[Select], *, restore: Sequence[str] = ()
+) -> ir.Model:
     """Return a model that drops tokens at the given sites; the input stays as it is.
 
-    A model that selects tokens in its own forward has sites of its own: give none.
+    A model that selects tokens in its own forward has sites of its own: give none. ``restore``
+    names the values or modules at which all tokens are put back, dropped ones as they left.
 
     Raises:
         BadInputError: no attention, a site that the model lacks, an unknown selector, sites
@@ -92,7 +97,7 @@ def select_tokens(model: ir.Model, selections: Sequence[Select]) -> ir.Model:
     nodes = [site.node for site in sites]
     first = min((nodes.index(site.node) for site, _ in found), default=0)
     made = [_selection(model, site, one, sees_all=site.node is nodes[first]) for site, one in found]
-    return insert_selections(model, tuple(made))
+    return insert_selections(model, tuple(made), restore=tuple(restore))
 
 
 def _selection(model: ir.Model, site: Site, wanted: Select, *, sees_all: bool) -> Selection:
@@ -117,6 +122,7 @@ def _selection(model: ir.Model, site: Site, wanted: Select, *, sees_all: bool) -
         expose_kept=True,
         signals=wanted.signals,
         among=wanted.among,
+        leaves=wanted.leaves,
     )
 
 
