@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test sweep check selectors zoo peers frameworks rtx oracles properties madtp madtp-train gpu clean setup
+.PHONY: demo test sweep documents check selectors zoo peers frameworks rtx oracles properties madtp madtp-train gpu clean setup
 
 setup: $(READY)
 
@@ -26,13 +26,17 @@ check: $(READY)
 # Two workers of one thread; a file stays on one of them, with the exports that its tests share.
 # The vectors are those in the repository; `make oracles` takes all that are there, `make sweep`
 # what is long.
-test sweep: export OMP_NUM_THREADS ?= 1
+test sweep documents: export OMP_NUM_THREADS ?= 1
 test: export SECATEUR_ORACLES ?= $(CURDIR)/tests/oracles/data
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not sweep"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not sweep and not documents"
 
 sweep: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m sweep
+
+# Everything that a how-to page shows and every example script, run.
+documents: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m documents tests/hygiene
 
 demo: $(READY)
 	$(BIN)/secateur deploy examples/minilm/recipe.yaml

@@ -12,12 +12,10 @@ import pytest
 os.environ["SECATEUR_CACHE"] = "off"
 
 LONGEST = (
-    "hygiene/test_documents.py",
     "oracles/test_oracles.py",
     "families/test_families.py",
     "madtp/test_training.py",
     "export/test_to_torch.py",
-    "hygiene/test_examples.py",
     "export/test_families.py",
     "e2e/test_own_selection.py",
     "e2e/test_deploy.py",

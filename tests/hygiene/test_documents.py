@@ -137,7 +137,7 @@ def _execute(kind: str, body: str, folder: Path) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.slow
+@pytest.mark.documents
 def test_how_to_pages_run_from_top_to_bottom(root, workspace):
     for page in how_to_pages(root):
         for kind, body in blocks(page.read_text(encoding="utf-8"), "sh", "python"):

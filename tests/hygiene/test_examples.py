@@ -22,14 +22,14 @@ def _run(root: Path, *arguments: str | Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.documents
 def test_three_passes_run_in_a_graphsurgeon_script(root, tmp_path):
     printed = _run(root, "examples/graphsurgeon_script.py", tmp_path / "pruned.onnx")
     assert "keep  50.0 %: [33, 33, 33] of 65 tokens" in printed
     onnx.checker.check_model(tmp_path / "pruned.onnx", full_check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.documents
 def test_the_digits_example_agrees_with_a_model_that_drops_tokens_itself(root):
     """Untrained: what is learnt does not matter here, only that both drop the same tokens."""
     printed = _run(root, "examples/digits_vit/run.py", "--epochs", "0", "--pairs", "0")
