@@ -16,7 +16,7 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,29 +210,40 @@ def values_for(made: InferenceSession, batch: int, n_tokens: int) -> dict[str, n
     return feeds
 
 
-def cost_rows(folder: Path, tokens: int, batch: int, only: list[str]) -> Iterator[dict[str, Any]]:
-    """Time one number of tokens and one batch."""
+def cost_rows(folder: Path, tokens: int, batch: int, only: list[str]) -> list[dict[str, Any]]:
+    """Time one number of tokens and one batch.
+
+    The layer is timed before and after the selectors; the smaller median counts.
+    """
     host = session(folder / f"host_{tokens}.onnx")
     hidden = encoder_inputs(tokens + 1, WIDTH, batch)["hidden"].numpy()
-    layer = median_ms(functools.partial(host.run, None, {"hidden": hidden}), 1.0) / 2
-    for name in only or names():
-        made = session(folder / f"{name}_{tokens}.onnx")
-        feeds = values_for(made, batch, tokens)
+    of_layer = functools.partial(host.run, None, {"hidden": hidden})
+    before = median_ms(of_layer, 1.0) / 2
+    found = [(name, added_ms(folder, name, tokens, batch)) for name in only or names()]
+    layer = min(before, median_ms(of_layer, 1.0) / 2)
+    rows = []
+    for name, cost in found:
         row = {"selector": name, "tokens": tokens, "batch": batch, "layer_ms": round(layer, 2)}
-        if isinstance(feeds, str):
-            yield row | {"not_run": feeds}
+        if isinstance(cost, str):
+            rows.append(row | {"not_run": cost})
             continue
-        shares = [one.name for one in made.get_inputs() if one.name.endswith(".permille")]
-        cost = {}
-        for keep in KEEPS if shares else KEEPS[:1]:
-            fed = feeds | {share: np.array([keep]) for share in shares}
-            cost[str(keep)] = round(median_ms(functools.partial(made.run, None, fed)), 3)
-        if not shares:
-            cost = dict.fromkeys(map(str, KEEPS), cost[str(KEEPS[0])])
-        yield row | {
-            "ms": cost,
-            "share": {keep: round(ms / layer, 4) for keep, ms in cost.items()},
-        }
+        shares = {keep: round(ms / layer, 4) for keep, ms in cost.items()}
+        rows.append(row | {"ms": cost, "share": shares})
+    return rows
+
+
+def added_ms(folder: Path, name: str, tokens: int, batch: int) -> dict[str, float] | str:
+    """Milliseconds by permille kept; in words how large the inputs are where that is too much."""
+    made = session(folder / f"{name}_{tokens}.onnx")
+    feeds = values_for(made, batch, tokens)
+    if isinstance(feeds, str):
+        return feeds
+    shares = [one.name for one in made.get_inputs() if one.name.endswith(".permille")]
+    cost = {}
+    for keep in KEEPS if shares else KEEPS[:1]:
+        fed = feeds | {share: np.array([keep]) for share in shares}
+        cost[str(keep)] = round(median_ms(functools.partial(made.run, None, fed)), 3)
+    return cost if shares else dict.fromkeys(map(str, KEEPS), cost[str(KEEPS[0])])
 
 
 # --- whole models --------------------------------------------------------------------------------
@@ -349,7 +360,7 @@ def failures(results: dict[str, list[dict[str, Any]]]) -> list[str]:
     ]
 
 
-def add(output: Path, kind: str, rows: Iterator[dict[str, Any]]) -> None:
+def add(output: Path, kind: str, rows: Iterable[dict[str, Any]]) -> None:
     """Put rows beside those that are there, in the place of those of the same kind."""
     results = json.loads(output.read_text()) if output.is_file() else {}
     keys = ("model", "selector", "tokens", "batch")

@@ -21,6 +21,7 @@ from secateur.graph_passes.selection.attention_rows import Row, Rows, as_heads
 from secateur.graph_passes.selection.budget import Tokens
 from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.flow import descendants
+from secateur.graph_passes.selection.pictures import in_line, pictures_of
 from secateur.graph_passes.selection.region import Cut, Regions
 from secateur.graph_passes.selection.versions import Versions
 from secateur.graph_passes.selection.window import Window, inside
@@ -81,6 +82,13 @@ _TOKEN_AXES: dict[str, tuple[int, ...]] = {
 }
 """Where signals of the site's attention have its tokens, which may be more than the cut's."""
 
+_RANKS = dict.fromkeys(("class_row", "last_row", "column_mean"), 2)
+_RANKS |= dict.fromkeys(("class_rows", "column_means", "hidden_before"), 3)
+_RANKS |= dict.fromkeys(("keys", "values"), 4)
+
+_AT_THE_CUT = frozenset({"hidden", "valid", "accumulated"})
+"""Signals that are not about the site's attention."""
+
 _FLOAT32 = frozenset({"accumulated", "patch_entropy"})
 
 
@@ -110,6 +118,9 @@ def _signal(context: Context, name: str) -> ir.Value:
         )
     value = SIGNALS[name](context)
     axes, window = _TOKEN_AXES.get(name, ()), context.window
+    pictures = pictures_of(context.regions, context.site, _wanted(context))
+    if pictures and name not in _AT_THE_CUT:
+        return _in_line(context, name, value, pictures)
     fewer = lacking(context.regions, context.site) if axes else 0
     if window is not None and fewer == 0:
         for axis in axes:
@@ -118,15 +129,36 @@ def _signal(context: Context, name: str) -> ir.Value:
     if window is not None and axes:
         fewer = lacking(context.regions, context.site, window.expr)
     if fewer is None:
-        raise PreconditionError(
-            f"the signal {name!r} of {context.site.name} is about other tokens than the cut's",
-            where=f"value {context.cut.value.name!r}",
-            wanted="the tokens of the site, or those behind its first ones",
-            next_step="choose a selector that reads hidden states, or a site of the same tower",
-        )
+        raise _about_others(context, name)
     for axis in axes if fewer else ():
         value = without_first(context.emit, value, axis, fewer)
     return value
+
+
+def _about_others(context: Context, name: str) -> PreconditionError:
+    return PreconditionError(
+        f"the signal {name!r} of {context.site.name} is about other tokens than the cut's",
+        where=f"value {context.cut.value.name!r}",
+        wanted="the tokens of the site, or those behind its first ones",
+        next_step="choose a selector that reads hidden states, or a site of the same tower",
+    )
+
+
+def _in_line(context: Context, name: str, value: ir.Value, pictures: Expr) -> ir.Value:
+    """Lay out what a tower says of each picture as the tokens at the cut stand."""
+    axes, wanted = _TOKEN_AXES.get(name, ()), _wanted(context)[len(pictures) :]
+    fewer = lacking(context.regions, context.site, wanted)
+    n_pictures = size(pictures)
+    if fewer is None or len(axes) != 1 or not isinstance(n_pictures, int):
+        raise _about_others(context, name)
+    if fewer:
+        value = without_first(context.emit, value, axes[0], fewer)
+    return in_line(context.emit, value, axes[0], (_RANKS[name], n_pictures))
+
+
+def _wanted(context: Context) -> Expr:
+    """Return the tokens to select from."""
+    return context.regions.tokens if context.window is None else context.window.expr
 
 
 def lacking(regions: Regions, site: Site, wanted: Expr | None = None) -> int | None:

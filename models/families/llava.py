@@ -4,6 +4,10 @@ The prompt is given in two parts, what stands before the picture and what stands
 that the picture's tokens are an axis of their own: ``before + image + behind``. Both parts are
 padded on the left. Positions are counted over real tokens, so that a sample in a batch gets what
 it gets alone.
+
+Several pictures of one prompt, such as the frames of a video or the crops of a picture, stand one
+behind the other there: ``folder#frames=4``, ``folder#crops=2x2`` (the whole picture, then its
+crops row by row). The tower sees each by itself.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from secateur.models.families.core import (
     Tokenizer,
 )
 from secateur.models.families.hugging_face import load_model, load_tokenizer
+from secateur.models.families.several_pictures import ONE_PICTURE, Layout, layout_of
 
 DYNAMIC = {
     "pixel_values": {0: "batch"},
@@ -48,14 +53,25 @@ class Joined(nn.Module):
         return torch.cat([before, image, behind], dim=1)
 
 
+class InLine(nn.Module):
+    """Several pictures' tokens one behind the other; a selector among them names it."""
+
+    def forward(self, features: Tensor, n_pictures: int) -> Tensor:
+        """(B * F, N, D) -> (B, F * N, D)."""
+        return features.reshape(-1, n_pictures * features.shape[1], features.shape[2])
+
+
 class Prefill(Adopter):
     """The first step of a LLaVA: everything up to the first word of the answer."""
 
-    def __init__(self, model: nn.Module, *, layer: int, drops_class: bool) -> None:
+    def __init__(
+        self, model: nn.Module, *, layer: int, drops_class: bool, n_pictures: int = 1
+    ) -> None:
         super().__init__(model)
-        self.joined = Joined()
+        self.joined, self.in_line = Joined(), InLine()
         self._layer = layer
         self._drops_class = drops_class
+        self._n_pictures = n_pictures
 
     def forward(
         self,
@@ -68,7 +84,7 @@ class Prefill(Adopter):
         """Score the next word.
 
         Args:
-            pixel_values: (B, 3, S, S).
+            pixel_values: (B, 3, S, S), or (B, F, 3, S, S) for several pictures.
             before: (B, P) int64, the words before the picture, padded on the left.
             before_mask: (B, P) int64, 1 on words, 0 on padding.
             behind: (B, Q) int64, at least one word behind it, padded on the left.
@@ -100,15 +116,17 @@ class Prefill(Adopter):
         }
 
     def _image(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, N, D), the picture's tokens as the language model reads them."""
+        """Return (B, N, D), the pictures' tokens as the language model reads them."""
         model = self._adopted.get_submodule("model")
+        if self._n_pictures > 1:
+            pixel_values = pixel_values.flatten(0, 1)
         tower = model.get_submodule("vision_tower")
         states = tower(pixel_values, output_hidden_states=True).hidden_states
         features = states[self._layer]
         if self._drops_class:
             features = features[:, 1:]
         made: Tensor = model.get_submodule("multi_modal_projector")(features)
-        return made
+        return made if self._n_pictures == 1 else self.in_line(made, self._n_pictures)
 
 
 def _mean_of_words(
@@ -123,14 +141,13 @@ def _mean_of_words(
 
 @FAMILIES.register("llava")
 def load(folder: Path, config: Config, part: str) -> FamilyModel:
-    """Load a LLaVA with one picture per prompt.
+    """Load a LLaVA with one picture per prompt, or with as many as ``part`` says.
 
     Raises:
-        BadInputError: features of several layers, an unknown way to choose features, a part;
-            see also ``hugging_face.load_model``.
+        BadInputError: features of several layers, an unknown way to choose features, a part
+            that is neither ``frames=`` nor ``crops=``; see also ``hugging_face.load_model``.
     """
-    if part:
-        raise BadInputError("this model has no parts", where=str(folder), got=part)
+    layout = layout_of(part, folder)
     layer = config.get("vision_feature_layer", -2)
     strategy = str(config.get("vision_feature_select_strategy", "default"))
     if not isinstance(layer, int) or strategy not in STRATEGIES:
@@ -142,7 +159,8 @@ def load(folder: Path, config: Config, part: str) -> FamilyModel:
             next_step="write the prefill as a module and load it as package.module:function",
         )
     model = load_model(folder, "LlavaForConditionalGeneration")
-    net = Prefill(model, layer=layer, drops_class=strategy == "default").eval()
+    drops = strategy == "default"
+    net = Prefill(model, layer=layer, drops_class=drops, n_pictures=layout.n_pictures).eval()
     vision, text = (_section(config, name, folder) for name in ("vision_config", "text_config"))
     side = int(str(vision["image_size"]))
     n_words = min(
@@ -150,8 +168,12 @@ def load(folder: Path, config: Config, part: str) -> FamilyModel:
         for text, name in ((text, "vocab_size"), (config, "image_token_index"))
     )
     inputs = example_inputs(side, n_words)
+    if layout.n_pictures > 1:
+        seeded, shape = torch.Generator().manual_seed(0), (2, layout.n_pictures, 3, side, side)
+        inputs["pixel_values"] = torch.randn(shape, generator=seeded)
     tokenizer = load_tokenizer(folder)
-    prepare = functools.partial(prompts, images.preprocessing(folder, side), tokenizer)
+    scaling = images.preprocessing(folder, side)
+    prepare = functools.partial(prompts, scaling, tokenizer, layout=layout)
     return FamilyModel(net, inputs, DYNAMIC, prepare, tokenizer)
 
 
@@ -179,14 +201,23 @@ def example_inputs(side: int, n_words: int) -> dict[str, Tensor]:
     }
 
 
-def prompts(settings: images.Preprocessing, tokenizer: Tokenizer, samples: list[object]) -> Arrays:
+def prompts(
+    settings: images.Preprocessing,
+    tokenizer: Tokenizer,
+    samples: list[object],
+    *,
+    layout: Layout = ONE_PICTURE,
+) -> Arrays:
     """Turn (picture, prompt) pairs into inputs; the prompt says where the picture stands.
 
+    With frames, the first of a pair is a list of as many pictures.
+
     Raises:
-        BadInputError: a sample that is no pair, or a prompt without exactly one ``<image>`` or
-            without a word behind it.
+        BadInputError: a sample that is no pair, another number of frames, or a prompt without
+            exactly one ``<image>`` or without a word behind it.
     """
-    pictures, parts = [], []
+    pictures: list[object] = []
+    parts = []
     for sample in samples:
         if not isinstance(sample, tuple) or len(sample) != 2:
             raise BadInputError(
@@ -198,12 +229,15 @@ def prompts(settings: images.Preprocessing, tokenizer: Tokenizer, samples: list[
             raise BadInputError(
                 f"a prompt has one {PLACEHOLDER} and words behind it", got=repr(str(prompt))
             )
-        pictures.append(picture)
+        pictures += layout.pictures(picture, settings.side)
         parts.append(words)
     before = _padded([_ids(tokenizer, left, special=True) for left, _ in parts])
     behind = _padded([_ids(tokenizer, right, special=False) for _, right in parts])
+    pixels = images.pixels(settings, pictures)["pixel_values"]
+    if layout.n_pictures > 1:
+        pixels = pixels.reshape(-1, layout.n_pictures, *pixels.shape[1:])
     return {
-        **images.pixels(settings, pictures),
+        "pixel_values": pixels,
         "before": before[0],
         "before_mask": before[1],
         "behind": behind[0],
@@ -229,4 +263,4 @@ def _padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-__all__ = ["DYNAMIC", "Joined", "Prefill", "example_inputs", "load", "prompts"]
+__all__ = ["DYNAMIC", "InLine", "Joined", "Prefill", "example_inputs", "load", "prompts"]

@@ -83,5 +83,5 @@ def test_features_of_several_layers_are_refused(folder: Path, tmp_path: Path) ->
 
 
 def test_a_part_is_refused(folder: Path) -> None:
-    with pytest.raises(BadInputError, match="no parts"):
+    with pytest.raises(BadInputError, match="no such part"):
         load(f"{folder}#vision")
