@@ -46,8 +46,9 @@ class Layout:
     def _cropped(self, given: object, side: int) -> list[object]:
         from PIL import Image
 
-        is_array = isinstance(given, np.ndarray) and given.dtype == np.uint8
-        whole = Image.fromarray(given) if is_array else given
+        whole = given
+        if isinstance(given, np.ndarray) and given.dtype == np.uint8:
+            whole = Image.fromarray(given)
         if not isinstance(whole, Image.Image) or 0 in whole.size:
             raise BadInputError(
                 "not a picture that can be cropped",
