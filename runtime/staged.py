@@ -2,13 +2,14 @@
 
 A batch that is pruned sample by sample is as long as its longest sample. Between two stages the
 counts of all samples in the queue are known, so samples of similar count go on together. They are
-regrouped by permuting everything that crosses; the output of a sample stays what it is alone.
+regrouped by permuting everything that crosses; the output of a sample stays what it is alone. A
+stage that reads nothing but several rows of each sample, such as its images, takes them one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,8 @@ class Crossing:
     """Names of the axes behind the first; empty where an axis has one size."""
     positions: bool = False
     """It holds positions of tokens: filling continues them."""
+    read: bool = True
+    """The next stage takes it; else it passes that stage by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,15 @@ class Boundary:
     axis: str
     """Name of the axis of these tokens."""
     crossing: tuple[Crossing, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows of a sample that the next stage can take one by one; 1: samples stay whole.
+
+        They do where all that it reads of a sample has these rows, e.g. its two images.
+        """
+        found = {value.rows for value in self.crossing if value.read and value.rows}
+        return found.pop() if len(found) == 1 else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,26 +96,25 @@ class Staged:
             BadInputError: a batch below 1, or inputs with different numbers of samples.
         """
         count = _samples(queue, batch, shared)
-        groups = [np.arange(count)[at : at + batch] for at in range(0, count, batch)]
-        values = dict(queue)
         inputs = tuple(Crossing(name, int(name not in shared)) for name in queue)
-        for i, stage in enumerate(self.stages):
-            lengths = self._lengths(values, i)
-            taken = [_taken(values, inputs, group, lengths) for group in groups]
-            made = [given | dict(stage(given)) for given in taken]
-            if i == len(self.boundaries):
-                return _in_order(made, groups, [name for name in made[0] if name not in taken[0]])
-            inputs = self.boundaries[i].crossing
-            values = _gathered(made, inputs, groups)
-            groups = _groups(_longest(values, self.boundaries[i]), batch, tokens)
-        raise AssertionError  # the last stage returns
-
-    def _lengths(self, values: Arrays, stage: int) -> tuple[str, Array] | None:
-        """The axis that the cut before a stage acts on, and each sample's tokens along it."""
-        if stage == 0:
-            return None
-        boundary = self.boundaries[stage - 1]
-        return boundary.axis, 1 + values[boundary.available].max(axis=1)
+        groups = [np.arange(count)[at : at + batch] for at in range(0, count, batch)]
+        taken = [_taken(queue, inputs, group, None) for group in groups]
+        values: Arrays = dict(queue)
+        rows = 1
+        for stage, boundary in zip(self.stages, self.boundaries, strict=False):
+            made = [stage(given) for given in taken]
+            values |= _gathered(made, boundary.crossing, groups, rows)
+            # what leaves the last stage belongs to samples
+            rows = 1 if boundary is self.boundaries[-1] else boundary.rows
+            items = {v.name: _divided(values[v.name], v, rows) for v in boundary.crossing}
+            groups = _groups(_longest(items, boundary), batch * rows, tokens * rows)
+            read = [
+                replace(value, rows=value.rows // rows) for value in boundary.crossing if value.read
+            ]
+            lengths = boundary.axis, 1 + items[boundary.available].max(axis=1)
+            taken = [_taken(items, read, group, lengths) for group in groups]
+        made = [self.stages[-1](given) for given in taken]
+        return _in_order(made, groups, [name for name in made[0] if name not in taken[0]])
 
 
 def _samples(queue: Mapping[str, Array], batch: int, shared: Sequence[str]) -> int:
@@ -117,12 +128,19 @@ def _samples(queue: Mapping[str, Array], batch: int, shared: Sequence[str]) -> i
     return next(iter(sizes.values()))
 
 
+def _divided(array: Array, value: Crossing, rows: int) -> Array:
+    """(samples, rows of a sample, ...) as (items, rows of an item, ...)."""
+    if rows == 1 or value.rows < rows:
+        return array
+    return array.reshape(len(array) * rows, value.rows // rows, *array.shape[2:])
+
+
 def _groups(longest: Array, batch: int, tokens: int) -> list[Array]:
-    """Samples of similar length together: ``batch`` of them, more where few tokens are left."""
+    """Items of similar length together: ``batch`` of them, more where few tokens are left."""
     order = np.argsort(longest, kind="stable")
     groups, start = [], 0
     while start < len(order):
-        # the last sample of a group is its longest
+        # the last item of a group is its longest
         room = np.arange(1, len(order) - start + 1) * (1 + longest[order[start:]]) <= tokens
         size = max(batch, int(room.sum()))
         groups.append(order[start : start + size])
@@ -131,28 +149,28 @@ def _groups(longest: Array, batch: int, tokens: int) -> list[Array]:
 
 
 def _longest(values: Arrays, boundary: Boundary) -> Array:
-    """What decides how long a group becomes: the sample's largest count."""
+    """What decides how long a group becomes: the item's largest count."""
     kept, available = values[boundary.kept], values[boundary.available]
     length: Array = (kept + (kept < available)).max(axis=1)
     return length
 
 
 def _taken(
-    values: Arrays,
+    values: Mapping[str, Array],
     crossing: Sequence[Crossing],
     group: Array,
     lengths: tuple[str, Array] | None,
 ) -> Arrays:
-    """The samples of a group as a stage takes them, no longer than the longest needs."""
+    """The items of a group as a stage takes them, no longer than the longest needs."""
     taken = {}
     for value in crossing:
         array = values[value.name]
         if value.rows and lengths is not None:
-            array = array[group]
             axis, tokens = lengths
-            for i, dim in enumerate(value.dims):
-                if dim == axis:
-                    array = array.take(range(int(tokens[group].max())), axis=2 + i)
+            whole = slice(None)
+            short = slice(int(tokens[group].max()))
+            parts: Any = (whole, whole, *(short if dim == axis else whole for dim in value.dims))
+            array = array[parts][group]
             array = array.swapaxes(0, 1).reshape(-1, *array.shape[2:])
         elif value.rows:
             array = array[group]
@@ -161,27 +179,33 @@ def _taken(
 
 
 def _gathered(
-    made: Sequence[Mapping[str, Array]], crossing: Sequence[Crossing], groups: Sequence[Array]
+    made: Sequence[Mapping[str, Array]],
+    crossing: Sequence[Crossing],
+    groups: Sequence[Array],
+    divided: int,
 ) -> Arrays:
-    """Everything that crosses, (samples, rows, ...), in the order of the queue."""
+    """What a stage made of all groups, (samples, rows, ...), in the order of the queue."""
     values: Arrays = {}
+    total = sum(len(group) for group in groups)
     for value in crossing:
+        if value.name not in made[0]:
+            continue
         if not value.rows:
             values[value.name] = made[0][value.name]
             continue
+        rows = value.rows // divided
         parts = [
-            result[value.name].reshape(value.rows, len(group), *result[value.name].shape[1:])
+            result[value.name].reshape(rows, len(group), *result[value.name].shape[1:])
             for result, group in zip(made, groups, strict=True)
         ]
         rest = [max(sizes) for sizes in zip(*(part.shape[2:] for part in parts), strict=True)]
-        total = sum(len(group) for group in groups)
-        whole = np.zeros((total, value.rows, *rest), dtype=parts[0].dtype)
+        whole = np.zeros((total, rows, *rest), dtype=parts[0].dtype)
         if value.positions:
             whole += np.arange(rest[0])
         for part, group in zip(parts, groups, strict=True):
             index: Any = (group, slice(None), *(slice(size) for size in part.shape[2:]))
             whole[index] = part.swapaxes(0, 1)
-        values[value.name] = whole
+        values[value.name] = whole.reshape(total // divided, value.rows, *rest)
     return values
 
 

@@ -170,6 +170,44 @@ def test_groups_of_similar_samples_grow_as_long_as_their_tokens_have_room(tokens
     assert seen == lengths
 
 
+def test_a_stage_that_reads_only_images_takes_the_images_of_a_sample_one_by_one():
+    """Two images per sample: short ones go together whatever sample they are of."""
+    seen, kept = [], np.array([[2, 9], [9, 2], [2, 2]])
+    name = np.array([["a0", "a1"], ["b0", "b1"], ["c0", "c1"]])
+
+    def images(rows):  # as a graph has them: the first images of a batch, then the second ones
+        counts = kept[rows].T.ravel()
+        return {"kept": counts, "available": counts, "image": name[rows].T.ravel()}
+
+    def looking(given):
+        assert set(given) == {"kept", "available", "image"}
+        seen.append(given["image"].tolist())
+        return {"later": given["kept"], "seen": given["image"]}
+
+    def told(given):
+        pairs = zip(given["word"], *given["seen"].reshape(2, -1), strict=True)
+        return {"out": np.array(["".join(row) for row in pairs])}
+
+    words = Crossing("word", 1, read=False)
+    first = tuple(Crossing(value, 2) for value in ("kept", "available", "image"))
+    last = (
+        Crossing("later", 2),
+        Crossing("available", 2),
+        Crossing("seen", 2),
+        Crossing("word", 1),
+    )
+    staged = Staged(
+        [lambda given: {**images(given["row"]), "word": given["text"]}, looking, told],
+        [
+            Boundary("kept", "available", "tokens", (*first, words)),
+            Boundary("later", "available", "tokens", last),
+        ],
+    )
+    made = staged.run({"row": np.arange(3), "text": np.array(["A", "B", "C"])}, 2)
+    assert seen == [["a0", "b1", "c0", "c1"], ["a1", "b0"]]
+    assert made["out"].tolist() == ["Aa0a1", "Bb0b1", "Cc0c1"]
+
+
 def test_batches_below_one_are_refused():
     with pytest.raises(BadInputError, match="cut into batches"):
         Staged([lambda given: given], []).run({"x": np.zeros((2, 1))}, 0)

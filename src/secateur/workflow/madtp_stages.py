@@ -52,17 +52,26 @@ def split(model: ir.Model, sites: Sequence[str]) -> Stages:
         given = [str(v.name) for v in crossing[i - 1]] if i else inputs
         wanted = [str(v.name) for v in crossing[i]] if i < len(chosen) else ends
         # what passes a stage by is handed on by the runtime
-        models.append(extractor.extract_model(given, [n for n in wanted if n not in given]))
+        made = [name for name in wanted if name not in given]
+        models.append(_without_idle_inputs(extractor.extract_model(given, made)))
     boundaries = [
         Boundary(
             cut["kept"],
             cut["available"],
             cut["axis"],
-            tuple(_described(value) for value in values),
+            tuple(_described(value, behind) for value in values),
         )
-        for cut, values in zip(chosen, crossing, strict=True)
+        for cut, values, behind in zip(chosen, crossing, models[1:], strict=True)
     ]
     return Stages(tuple(models), tuple(boundaries))
+
+
+def _without_idle_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    read = {name for node in model.graph.node for name in node.input}
+    used = [value for value in model.graph.input if value.name in read]
+    del model.graph.input[:]
+    model.graph.input.extend(used)
+    return model
 
 
 def _stages(
@@ -115,11 +124,18 @@ def _crossing(
     return list(found)
 
 
-def _described(value: ir.Value) -> Crossing:
+def _described(value: ir.Value, behind: onnx.ModelProto) -> Crossing:
     shape = [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()]
     rows = {"batch": 1, "2*batch": 2}.get(str(shape[0]) if shape else "", 0)
     named = tuple(dim if isinstance(dim, str) else "" for dim in shape[1:])
-    return Crossing(str(value.name), rows, named, positions=str(value.name).endswith("/ranking"))
+    name = str(value.name)
+    return Crossing(
+        name,
+        rows,
+        named,
+        positions=name.endswith("/ranking"),
+        read=any(name == given.name for given in behind.graph.input),
+    )
 
 
 __all__ = ["Stages", "split"]
