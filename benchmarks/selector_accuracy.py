@@ -32,6 +32,7 @@ NOT_RUN = {
     "recoverable": "needs a text",
     "todre_relevance": "needs a text",
     "top_vim": "reads the scan of a state space model",
+    "vflowopt_entropy": "a patch of one pixel has no entropy",
     "vflowopt_stage": "carries the scores of vflowopt on",
 }
 

@@ -54,6 +54,7 @@ GIVEN = {
     "recoverable": {"text_similarity": "input:{n}"},
     "todre_relevance": {"image": "input:{n}"},
     "top_vim": {"ssm_out_backward": "input:1536x{n}"},
+    "vflowopt_entropy": {"patch_entropy": "input:{n}"},
 }
 GRIDS = {"hiprune": {196: 14, 576: 24, 2880: 48}}
 FREE = frozenset({"vflowopt_stage"})

@@ -236,6 +236,84 @@ def _selection(
     )
 
 
+def combine_with_entropy(  # noqa: PLR0913, PLR0917 - signals, what was kept, and options
+    full: Tensor,
+    patch_entropy: Tensor,
+    valid: Tensor,
+    index: Tensor,
+    valid_kept: Tensor,
+    protected: int,
+    *,
+    threshold: float = 28.68,
+    base: int = 27,
+    columns: int = 28,
+    cell: float = 11.757,
+    entropy_weight: float = 0.5,
+) -> Tensor:
+    """Recycle dropped tokens by an importance that has entropy, (B, K, N) weights float32."""
+    made = _with_entropy(
+        full, patch_entropy, valid, protected, threshold=threshold, entropy_weight=entropy_weight
+    )
+    return _weights(made, valid, index, valid_kept, Layout(base, columns, cell))
+
+
+@selector(
+    "vflowopt_entropy", kind="merge", source=_SOURCE, cost=_COST, combine=combine_with_entropy
+)
+def score_with_entropy(  # noqa: PLR0913 - signals, what the budget says, and options
+    full: Tensor,
+    patch_entropy: Tensor,
+    valid: Tensor,
+    count: Tensor,
+    protected: int,
+    *,
+    threshold: float = 28.68,
+    base: int = 27,
+    columns: int = 28,
+    cell: float = 11.757,
+    entropy_weight: float = 0.5,
+) -> Selection:
+    """Keep the important tokens, where patches of uneven pixels matter more.
+
+    Args:
+        full: (B, H, N, N), attention of the site.
+        patch_entropy: (B, N) in bits, as ``patch_entropy`` computes it of the pixels; that of
+            protected tokens is not read.
+        valid: (B, N) bool.
+        count: (B,) int64, the budget, protected tokens among it.
+        protected: leading tokens that are no patches.
+        threshold: tokens that receive more than this times the mean of attention judge.
+        base: edge of the base image in tokens.
+        columns: tokens in a row of the tiles behind the base image.
+        cell: edge of a cell in tokens.
+        entropy_weight: what the authors search in [-1, 1]; all that they release is 0.
+    """
+    made = _with_entropy(
+        full, patch_entropy, valid, protected, threshold=threshold, entropy_weight=entropy_weight
+    )
+    members, layout = valid[:, protected:], Layout(base, columns, cell)
+    return _selection(made, members, count - protected, protected, layout)
+
+
+def _with_entropy(  # noqa: PLR0913
+    full: Tensor,
+    entropy: Tensor,
+    valid: Tensor,
+    protected: int,
+    *,
+    threshold: float,
+    entropy_weight: float,
+) -> Tensor:
+    """(B, N - protected) float32."""
+    return importance(
+        full[:, :, protected:, protected:],
+        entropy[:, protected:],
+        valid[:, protected:],
+        threshold=threshold,
+        entropy_weight=entropy_weight,
+    )
+
+
 @selector("vflowopt_stage", kind="cascade", source=_SOURCE, cost="nothing: scores carried on")
 def stage(accumulated: Tensor) -> Selection:
     """Keep what was important at the site before, (B, N) -> (B, N) float32."""
@@ -247,10 +325,12 @@ __all__ = [
     "Layout",
     "cell_numbers",
     "combine",
+    "combine_with_entropy",
     "importance",
     "patch_entropy",
     "recycling",
     "score",
+    "score_with_entropy",
     "stage",
     "survivors",
 ]

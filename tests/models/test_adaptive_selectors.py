@@ -18,7 +18,7 @@ from secateur.models.selectors import (
     top_vim,
     vflowopt,
 )
-from secateur.models.selectors.core import best
+from secateur.models.selectors.core import best, resolve_selector
 
 SIZES = {"tokens": 12, "heads": 2, "query_heads": 2, "head_dim": 4, "width": 8, "channels": 6}
 COUNTED = ("aim", "dtop", "flowcut", "quota", "recoverable", "top_vim", "vflowopt")
@@ -171,6 +171,22 @@ def test_vflowopt_recycles_a_cell_into_its_most_important_token():
     assert kept.tolist() == [[True, False, True, True]]
     weights = vflowopt.recycling(made, valid, kept, torch.tensor([[0, 2, 3]]), layout)
     torch.testing.assert_close(weights[0, 2], torch.tensor([0.0, 0.25, 0.0, 0.75]))
+
+
+def test_vflowopt_without_weight_for_entropy_is_vflowopt_and_with_it_prefers_uneven_patches():
+    signals, count = signals_for("vflowopt", batch=1), torch.tensor([7])
+    uneven = torch.zeros(1, SIZES["tokens"])
+    uneven[0, [5, 8]] = 8.0
+    grid = {"threshold": 1.5, "base": 3, "columns": 9, "cell": 2.5}
+    plain = resolve_selector("vflowopt", grid).decide(signals, count, 1)
+    signals["patch_entropy"] = uneven
+    for weight, wanted in ((0.0, plain.score), (50.0, None)):
+        options = grid | {"entropy_weight": weight}
+        made = resolve_selector("vflowopt_entropy", options).decide(signals, count, 1)
+        if wanted is not None:
+            assert made.score.tolist() == wanted.tolist()
+        else:
+            assert sorted(made.score[0].topk(2).indices.tolist()) == [5, 8]
 
 
 def test_quota_of_frames_that_are_no_squares_is_refused():

@@ -62,6 +62,10 @@ _SPECIAL = {
     "todre_relevance": Method(_one("todre_relevance", threshold=0.5), {"image": (-1,)}),
     "top_vim": Method(_one("top_vim"), {"ssm_out_backward": (8, -1)}, leading=False),
     "vflowopt": Method(_one("vflowopt", threshold=1.5, base=3, columns=9, cell=2.5)),
+    "vflowopt_entropy": Method(
+        _one("vflowopt_entropy", threshold=1.5, base=3, columns=9, cell=2.5),
+        {"patch_entropy": (-1,)},
+    ),
     "vflowopt_stage": Method(
         (Step(1, "vflowopt", {"threshold": 1.5, "base": 3, "columns": 9, "cell": 2.5}),
          Step(2, "vflowopt_stage")),

@@ -26,7 +26,8 @@ SIZES = {
     "frames": 4,
     "text_width": 8,
 }
-OPTIONS = {"holov": {"crops": 4}, "vflowopt": {"base": 3, "columns": 9, "cell": 2.5}}
+_GRID = {"base": 3, "columns": 9, "cell": 2.5}
+OPTIONS = {"holov": {"crops": 4}, "vflowopt": _GRID, "vflowopt_entropy": _GRID}
 every_selector = pytest.mark.parametrize("name", NAMES)
 
 
