@@ -49,9 +49,12 @@ def pixels(settings: Preprocessing, images: list[object]) -> Arrays:
     """Resize and normalise images, (H, W, 3) uint8 arrays or PIL images, to ``pixel_values``.
 
     Raises:
-        BadInputError: something that is not an image.
+        BadInputError: no image, something that is not one, or one without pixels.
     """
     from PIL import Image
+
+    if not images:
+        raise BadInputError("no image", wanted="at least one (H, W, 3) uint8 array or PIL image")
 
     mean = np.asarray(settings.mean, np.float32)
     std = np.asarray(settings.std, np.float32)
@@ -61,15 +64,23 @@ def pixels(settings: Preprocessing, images: list[object]) -> Arrays:
             raise BadInputError(
                 "an image has to be uint8", got=str(image.dtype), wanted="(H, W, 3) uint8"
             )
+        if isinstance(image, np.ndarray) and not image.size:
+            raise _empty(str(image.shape))
         picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
         if not isinstance(picture, Image.Image):
             raise BadInputError(
                 "not an image", got=type(image).__name__, wanted="array or PIL image"
             )
+        if 0 in picture.size:
+            raise _empty(str(picture.size))
         sized = picture.convert("RGB").resize((settings.side, settings.side), settings.resample)
         scaled = (np.asarray(sized, np.float32) / np.float32(255) - mean) / std
         rows.append(scaled.transpose(2, 0, 1))
     return {"pixel_values": np.ascontiguousarray(np.stack(rows))}
+
+
+def _empty(shape: str) -> BadInputError:
+    return BadInputError("an image without pixels", got=shape, wanted="at least one pixel")
 
 
 __all__ = ["DYNAMIC", "Preprocessing", "example_inputs", "pixels", "preprocessing"]

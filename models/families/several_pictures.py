@@ -47,7 +47,7 @@ class Layout:
         from PIL import Image
 
         whole = given
-        if isinstance(given, np.ndarray) and given.dtype == np.uint8:
+        if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.size:
             whole = Image.fromarray(given)
         if not isinstance(whole, Image.Image) or 0 in whole.size:
             raise BadInputError(
