@@ -119,11 +119,18 @@ def _secateur(trials: Trials, name: str, report: Report, by: str) -> None:
     times = {key: min(run[i] for run in runs) for i, key in ((2, "analyse"), (3, "prune"))}
     report({f"{key}_seconds": seconds for key, seconds in times.items()})
     cut = Cut(model, analyse(model), plan, small, mask(model, plan))
-    report({key: facts_of(cut)[key] for key in _OUR_FACTS})
+    report({key: facts_of(cut)[key] for key in _OUR_FACTS} | {"form": _form()})
     example = {key: value.numpy() for key, value in inputs.items()}
     with tempfile.TemporaryDirectory() as folder:
         found = compare(cut, example, Path(folder), 0)
     report({"max_rel_error": found["max_rel_error"], "equal": found["max_rel_error"] <= 1e-4})
+
+
+def _form() -> str:
+    """Tell whether the analysis is plain Python or what `make compiled` built."""
+    from secateur.graph_passes.axes import solver
+
+    return "python" if solver.__file__.endswith(".py") else "compiled"
 
 
 def _pruned(model: ir.Model, by: str) -> tuple[ir.Model, Plan, float, float]:

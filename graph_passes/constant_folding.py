@@ -47,14 +47,15 @@ def _value(node: ir.Node) -> NDArray[np.generic] | None:
     op = node.op_type
     if op != "Shape" and op not in _OPS:
         return None
+    given = node.inputs
+    if not given or (op != "Shape" and given[0] is not None and given[0].const_value is None):
+        return None  # most nodes compute with something that is computed
     if node.domain or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return None
     if op == "Shape":
         return _shape_of_constant(node)
-    if not node.inputs:
-        return None
     feeds: dict[str, NDArray[np.generic]] = {}
-    for value in node.inputs:
+    for value in given:
         array = None if value is None else _small(value)
         if value is not None and array is None:
             return None

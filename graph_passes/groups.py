@@ -197,7 +197,7 @@ def analyse_prepared(model: ir.Model, *, allow_outputs: Collection[str] = ()) ->
     axes = analyse_axes(model, allow_outputs=allow_outputs)
     uses = _weight_uses(model, axes)
     made = {a for a, found in uses.items() if any(u.node.op_type not in _ADDED for u in found)}
-    roles = find_roles(model, axes, made)
+    roles = find_roles(axes, made)
     if allow_outputs:
         computed = set(axes.values())
         opened = [v for v in model.graph.outputs if v.name in allow_outputs and v in computed]

@@ -39,7 +39,7 @@ def prepare(model: ir.Model, *, in_place: bool = False) -> ir.Model:
     if fold_integers(copy.graph):
         nodes = tuple(copy.graph)
     outputs = [value for node in nodes for value in node.outputs]
-    if any(value.shape is None or value.dtype is None for value in outputs if value.name):
+    if any((value.shape is None or value.dtype is None) and value.name for value in outputs):
         common.ShapeInferencePass(data_prop=True)(copy)
     if broadcast_late(copy.graph):
         common.RemoveUnusedNodesPass()(copy)

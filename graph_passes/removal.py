@@ -25,14 +25,13 @@ from secateur.graph_passes.axes import (
 from secateur.graph_passes.axes.allocation import without_collector
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.constants import unused_name
-from secateur.graph_passes.axes.relations import op_key
 from secateur.graph_passes.blocks import remove_blocks, select_blocks
+from secateur.graph_passes.cut_tensor import CutTensor
 from secateur.graph_passes.groups import Analysis, analyse_prepared
 from secateur.graph_passes.names import name_copies
 from secateur.graph_passes.plan import Plan, resolve_plan
 from secateur.graph_passes.prepare import prepare
 from secateur.graph_passes.unread import remove_unread
-from secateur.weights import array_of, take
 
 _Way = tuple[tuple[int, bytes], ...]
 """Per cut axis its number and the kept positions: what makes two uses the same."""
@@ -65,8 +64,8 @@ def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> 
     """Cut the analysed model itself, in place, and return it."""
     model, cut = analysis.model, _Cut(analysis.axes, keep)
     _slice_constants(model, cut)
-    for node in tuple(model.graph):
-        rewrite = REWRITES.find(op_key(node))
+    for node, key in cut.axes.visited:
+        rewrite = REWRITES.find(key)
         if rewrite is not None and cut.touches(node) and cut.axes.knows(node, -1):
             rewrite(node, cut.axes, keep)
     _resize_values(cut)
@@ -164,7 +163,7 @@ def _replace(graph: ir.Graph, value: ir.Value, way: _Way, uses: _Uses) -> str:
     shape = ir.Shape(dims, frozen=True)  # of the value and of what it holds, as in a file
     is_alone = len(value.uses()) == len(uses) and not value.is_graph_output()
     name = value.name or "" if is_alone else unused_name(graph, f"{value.name}.cut")
-    cut = _CutTensor(tensor, kept, shape, name)
+    cut = CutTensor(tensor, kept, shape, name)
     if is_alone:
         value.const_value, value.shape = cut, shape
         return name
@@ -173,31 +172,6 @@ def _replace(graph: ir.Graph, value: ir.Value, way: _Way, uses: _Uses) -> str:
     for node, slot in uses:
         node.replace_input_with(slot, fresh)
     return name
-
-
-class _CutTensor(ir.LazyTensor):
-    """The kept positions of a tensor, which are taken whenever it is read."""
-
-    __slots__ = ("_kept", "_whole")
-
-    def __init__(
-        self,
-        whole: ir.TensorProtocol,
-        kept: Mapping[int, NDArray[np.int64]],
-        shape: ir.Shape,
-        name: str,
-    ) -> None:
-        self._whole, self._kept = whole, kept
-        super().__init__(
-            lambda: ir.Tensor(take(array_of(whole), kept), whole.dtype, shape=shape),
-            whole.dtype,
-            shape,
-            name=name,
-        )
-
-    def numpy(self) -> np.ndarray:
-        """Return the kept positions; nothing holds on to them."""
-        return take(array_of(self._whole), self._kept)
 
 
 def _resize_values(cut: _Cut) -> None:

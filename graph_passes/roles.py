@@ -15,6 +15,8 @@ from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.expression import stands_in
 
 _CONTRACTIONS = frozenset({"MatMul", "Einsum", "FusedMatMul", "Gemm"})
+_ATTENDING = frozenset({"Softmax", "Attention", "MultiHeadAttention", "GroupQueryAttention"})
+"""In whatever domain."""
 _WALKED_OVER = frozenset(
     {
         *("Add", "Sub", "Mul", "Div", "Where", "Cast", "IsNaN", "Not", "Clip", "Tanh", "Identity"),
@@ -61,17 +63,16 @@ class Roles:
         return atom in self.heads or atom in self.query_heads
 
 
-def find_roles(model: ir.Model, axes: AxisMap, weighted: set[Atom]) -> Roles:
+def find_roles(axes: AxisMap, weighted: set[Atom]) -> Roles:
     """Sort atoms by what the graph does with them.
 
     Args:
-        model: The graph that was analysed.
-        axes: Its axes.
+        axes: Those of the graph.
         weighted: Atoms that stand in an axis of some weight.
     """
     roles = Roles()
-    for node in model.graph:
-        if node.op_type in {"Softmax", "Attention", "MultiHeadAttention", "GroupQueryAttention"}:
+    for node, key in axes.visited:
+        if key.rpartition(":")[2] in _ATTENDING:
             _attention(node, axes, weighted, roles)
     folded = [(fold, _folded(fold, axes)) for fold in axes.folds]
     for fold, atoms in folded:

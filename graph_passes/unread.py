@@ -33,7 +33,8 @@ def remove_unread(model: ir.Model) -> None:
 
 def _may_be_tidied(node: ir.Node) -> bool:
     """Tell whether the pass could do more to a node than remove it or an output."""
-    if not node.inputs or node.inputs[-1] is None:
+    given = node.inputs
+    if not given or given[-1] is None:
         return True
     return "training_mode" in node.attributes.data or not has_no_subgraph(node)
 

@@ -111,6 +111,7 @@ class _Walk:
 
     def _visit(self, node: ir.Node) -> None:
         here, key = self._here, op_key(node)
+        self._axes.visited.append((node, key))
         here.node, here.name = node, node.name or node_name(node)
         rule = AXIS_RULES.find(key)
         by_units = rule is not None and sees_units_only(rule, node)
@@ -171,7 +172,8 @@ class _Walk:
         """Collect the axes of the inputs; each use of a constant gets axes of its own.
 
         Returns the sizes of each input, or with ``by_units`` which of them are 1, and
-        (slot, integers) of those inputs that hold integers which are known as sizes.
+        (slot, integers) of those inputs that hold integers which are known as sizes, or whose
+        rank is unknown.
         """
         axes, here = self._axes, self._here
         here.inputs, here.constants = inputs, constants = [], []
@@ -194,6 +196,8 @@ class _Walk:
             shapes.append(shape)
             if value in axes.tracked:
                 integers.append((slot, axes.ints(value)))
+            elif exprs is None and value is not None:
+                integers.append((slot, None))  # of unknown rank, which is not the same as absent
         return tuple(shapes), tuple(integers)
 
     def _shape(self, exprs: Sequence[Expr], *, by_units: bool) -> tuple[Size, ...]:

@@ -42,6 +42,8 @@ class AxisMap:
 
     def __init__(self, solver: Solver) -> None:
         self.solver = solver
+        self.visited: list[tuple[ir.Node, str]] = []
+        """Nodes in graph order with their keys in the tables of rules."""
         self.folds: list[FoldUse] = []
         self.indexings: list[IndexUse] = []
         self.of_values: dict[ir.Value, Sequence[Expr] | None] = {}
@@ -115,7 +117,8 @@ class AxisMap:
         """Return the unresolved axes of a use, or None where the rank is unknown."""
         if slot < 0:
             return self.of_values.get(node.outputs[~slot])
-        value = node.inputs[slot] if slot < len(node.inputs) else None
+        given = node.inputs
+        value = given[slot] if slot < len(given) else None
         if value is None:
             return None
         used = self.of_uses.get((node, slot))
@@ -194,8 +197,8 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 def constant_tensor(value: ir.Value) -> ir.TensorProtocol | None:
     """Return the tensor of a constant without reading its data."""
-    if value.const_value is not None:
-        return value.const_value
+    if (tensor := value.const_value) is not None:
+        return tensor
     node = value.producer()
     if node is None or node.op_type != "Constant" or node.domain:
         return None

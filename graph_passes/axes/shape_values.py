@@ -38,6 +38,7 @@ SHAPE_SLOTS: dict[str, frozenset[int]] = {
     "CumSum": frozenset({1}),
 }
 """Inputs that spell a shape; a size that goes anywhere else is read as data."""
+_NO_SLOTS: frozenset[int] = frozenset()
 
 
 def track_constant(value: ir.Value, tensor: ir.TensorProtocol, axes: AxisMap) -> None:
@@ -53,9 +54,10 @@ def track(node: ir.Node, axes: AxisMap) -> None:
     tracker = None if node.domain else _TRACKERS.get(node.op_type)
     if tracker is None:
         return
-    inputs = [axes.entries(value) for value in node.inputs]
+    given = node.inputs
+    inputs = [axes.entries(value) for value in given]
     if node.op_type not in FROM_AXES and any(
-        entries is None for entries, value in zip(inputs, node.inputs, strict=True) if value
+        entries is None for entries, value in zip(inputs, given, strict=True) if value
     ):
         return
     made = tracker(node, inputs, axes)
@@ -67,7 +69,7 @@ def data_sources(node: ir.Node, axes: AxisMap) -> list[Entry]:
     """Return tracked sizes that ``node`` reads as plain numbers."""
     if node.outputs and axes.entries(node.outputs[0]) is not None:
         return []
-    spelled = frozenset[int]() if node.domain else SHAPE_SLOTS.get(node.op_type, frozenset())
+    spelled = _NO_SLOTS if node.domain else SHAPE_SLOTS.get(node.op_type, _NO_SLOTS)
     found: list[Entry] = []
     for slot, value in enumerate(node.inputs):
         entries = axes.entries(value) if slot not in spelled else None

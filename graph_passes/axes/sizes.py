@@ -39,7 +39,8 @@ class Polynomial:
             terms[monomial] = terms.get(monomial, 0) + factor
         return _normal(terms)
 
-    __radd__ = __add__
+    def __radd__(self, other: Size) -> Size:
+        return self + other
 
     def __neg__(self) -> Size:
         return self * -1
@@ -58,7 +59,8 @@ class Polynomial:
                 terms[monomial] = terms.get(monomial, 0) + a * b
         return _normal(terms)
 
-    __rmul__ = __mul__
+    def __rmul__(self, other: Size) -> Size:
+        return self * other
 
     @property
     def names(self) -> frozenset[str]:

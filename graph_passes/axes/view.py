@@ -49,7 +49,8 @@ class View:
 
     def has(self, slot: int) -> bool:
         """Tell whether input ``slot`` is there."""
-        return slot < len(self.node.inputs) and self.node.inputs[slot] is not None
+        given = self.node.inputs
+        return slot < len(given) and given[slot] is not None
 
     def rank(self, slot: int) -> int | None:
         """Return the rank of an input, None where it is unknown or absent."""
@@ -70,7 +71,8 @@ class View:
 
     def ints(self, slot: int) -> tuple[Size, ...] | None:
         """Return an integer input as sizes, whether constant or computed from shapes."""
-        value = self.node.inputs[slot] if self.has(slot) else None
+        given = self.node.inputs
+        value = given[slot] if slot < len(given) else None
         return None if value is None else self._axes.ints(value)
 
     def holds_positions(self, slot: int) -> bool:

@@ -68,7 +68,7 @@ def take(array: Array, kept: Mapping[int, NDArray[np.int64]]) -> Array:
         ((axis, positions),) = kept.items()
         return _take_axis(array, positions, axis)
     if kept.keys() == {0, 1} and array.size <= _FEW_ELEMENTS:
-        return array.take(kept[0], 0).take(kept[1], 1)
+        return _at(_at(array, kept[0], 0), kept[1], 1)
     if kept.keys() == {0, 1} and array.flags.c_contiguous:
         return _take_rows_and_columns(array, kept[0], kept[1])
     rows = kept.get(0, np.arange(array.shape[0]))
@@ -108,13 +108,26 @@ def _take_rows_and_columns(
 def _take_axis(array: Array, positions: NDArray[np.int64], axis: int) -> Array:
     """Take positions; whole heads of 64 as runs of 64, not number by number."""
     if array.size <= _SMALL_ELEMENTS:
-        return array.take(positions, axis)
+        return _at(array, positions, axis)
     run = _common_run(positions, array.shape[axis])
     if run < 2:
-        return array.take(positions, axis)
+        return _at(array, positions, axis)
     before, after = array.shape[:axis], array.shape[axis + 1 :]
     runs = array.reshape(*before, array.shape[axis] // run, run, *after)
-    return runs.take(positions[::run] // run, axis).reshape(*before, len(positions), *after)
+    return _at(runs, positions[::run] // run, axis).reshape(*before, len(positions), *after)
+
+
+def _at(array: Array, positions: NDArray[np.int64], axis: int) -> Array:
+    """Take positions that ascend: with the ends inside all are, and NumPy need not look at each.
+
+    Single numbers of every row, columns of a matrix, come twice as fast.
+
+    Raises:
+        IndexError: a position is outside.
+    """
+    if len(positions) and not 0 <= positions[0] <= positions[-1] < array.shape[axis]:
+        raise IndexError(f"positions {positions[0]} to {positions[-1]} of {array.shape[axis]}")
+    return array.take(positions, axis, mode="clip")
 
 
 def _common_run(positions: NDArray[np.int64], length: int) -> int:

@@ -161,9 +161,15 @@ def test_most_random_unifications_end_free() -> None:
 
 
 def test_a_solver_that_forgets_the_order_is_caught() -> None:
-    class Careless(Solver):
+    class Careless:
+        """Around a solver: nothing can inherit from a compiled one."""
+
+        def __init__(self) -> None:
+            solver = Solver()
+            self.fresh, self.split, self._unify = solver.fresh, solver.split, solver.unify
+
         def unify(self, left: Expr, right: Expr, node: str = "") -> bool:
-            return super().unify(tuple(reversed(resolve(left))), right, node)
+            return self._unify(tuple(reversed(resolve(left))), right, node)
 
     caught = 0
     for seed in range(100):
