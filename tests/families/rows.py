@@ -251,7 +251,7 @@ FAMILIES: dict[str, Family] = {
 _LONG = {
     (family, "from_torch-20-sdpa")
     for family in FAMILIES.keys() - {"bert", "vit", "nn.TransformerEncoder"}
-}
+} | {("siglip", "legacy-17-sdpa"), ("siglip", "legacy-17-eager")}
 """Near relatives of other cells of the table; `make sweep` runs them."""
 
 CELLS = [(family, form) for family, row in FAMILIES.items() for form in row.forms]

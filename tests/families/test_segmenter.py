@@ -37,8 +37,9 @@ def save(folder: Path, layers: tuple[int, ...] = (*EARLY, LAST), width: int = WI
         patch_size=PIXELS_ACROSS // PATCHES_ACROSS,
     )
     seeded = torch.Generator().manual_seed(4)
-    net = transformers.ViTModel(config, add_pooling_layer=False)
-    with torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(3)
+        net = transformers.ViTModel(config, add_pooling_layer=False)
         for parameter in net.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=seeded))
     net.save_pretrained(folder)

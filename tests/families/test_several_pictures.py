@@ -107,7 +107,15 @@ def signals_of(loaded: LoadedModel, b: int) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("by", ["fastervlm", "column_mean", "key_norm", "value_norm"])
+@pytest.mark.parametrize(
+    "by",
+    [
+        "fastervlm",
+        "key_norm",
+        pytest.param("column_mean", marks=pytest.mark.sweep),
+        pytest.param("value_norm", marks=pytest.mark.sweep),
+    ],
+)
 def test_tokens_of_all_frames_are_ranked_together(
     loaded: LoadedModel, dense: ir.Model, by: str
 ) -> None:

@@ -43,6 +43,7 @@ def select(net: nn.Module, pixels: Tensor, value: str) -> tuple[dict, str]:
     return run(select_tokens(dense, [wanted]), {"pixel_values": pixels.numpy()}), wanted.site
 
 
+@pytest.mark.sweep
 def test_a_graph_takes_the_entropy_of_patches_from_its_own_pixels() -> None:
     net, pixels = WithEntropy().eval(), pictures(6 * PIXELS)
     pixels[:, :, : 3 * PIXELS] = 0.3  # an even half
