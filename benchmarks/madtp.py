@@ -54,9 +54,9 @@ EFFICIENCY_BOUND = 0.85
 LAYERS, PATCHES, CONCEPTS, WIDTH = 12, 576, 100, 768
 """Of BLIP's base vision encoder on the 384 x 384 images of NLVR2."""
 
-BATCH, QUEUE, ROUNDS = 16, 256, 9
+BATCH, QUEUE, ROUNDS = 16, 256, 25
 THROUGHPUT_BOUND, EQUAL = 1.3, 1e-4
-SPLITS = ((0, 2), (1, 3), (0, 1, 2, 3))
+SPLITS = ((0, 2, 5), (1, 3, 5), (0, 1, 3, 5))
 """Vision layers at whose cuts the graph of the digits model is split."""
 ROOM = BATCH * (1 + 36)
 """Tokens of a batch of images before they are pruned."""

@@ -90,7 +90,9 @@ class Staged:
             batch: largest number of samples that run together.
             shared: inputs that are the same for all samples, such as a temperature.
             tokens: behind the first stage more samples than ``batch`` run together as long as
-                they keep no more tokens than this, e.g. those of a whole batch before pruning.
+                they keep no more tokens than this in one row of each, e.g. those of a whole
+                batch before pruning. Where rows go one by one, ``batch`` and this are of samples
+                still: twice as many images as samples.
 
         Raises:
             BadInputError: a batch below 1, or inputs with different numbers of samples.

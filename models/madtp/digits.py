@@ -134,9 +134,14 @@ def _glyphs(split: Literal["train", "test"]) -> tuple[NDArray[np.uint8], ...]:
 
 
 def _drawn(rng: np.random.Generator, asked: IntArray) -> IntArray:
-    """(n, 2, 36) cells, two to twelve with digits; in half of the images one in three is asked."""
+    """(n, 2, 36) cells with digits or none; in half of the images one digit in three is asked.
+
+    Images hold as different amounts as photographs do: one digit to a full grid, every doubling
+    as often as the next.
+    """
     shape = (len(asked), 2, GRID * GRID)
-    used = rng.random(shape).argsort(axis=2) < rng.integers(2, 13, size=(*shape[:2], 1))
+    filled = np.exp(rng.uniform(0, np.log(shape[2] + 1), size=(*shape[:2], 1))).astype(np.int64)
+    used = rng.random(shape).argsort(axis=2) < filled
     share = rng.choice([0.0, 0.3], size=(*shape[:2], 1))
     digits = np.where(rng.random(shape) < share, asked[:, None, None], rng.integers(10, size=shape))
     return np.where(used, digits, EMPTY)
