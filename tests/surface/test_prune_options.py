@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -51,6 +52,60 @@ def test_an_output_that_does_not_exist_is_refused_with_those_that_do(prune):
     told = prune("--what=ffn", "--allow-output=logits", code=2)
     assert "no output 'logits'" in told
     assert "vector" in told
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Samples of the encoder's inputs, and gradients of a parameter that is not ranked alone."""
+    rng, path = np.random.default_rng(0), tmp_path / "samples.npz"
+    ids = rng.integers(0, 40, (12, 9))
+    np.savez(path, input_ids=ids, attention_mask=np.ones_like(ids))
+    return path
+
+
+def test_units_are_ranked_and_made_up_for_by_data(prune, data, encoder_onnx):
+    options = ("--what=ffn", "--ratio=0.5", "--importance=wanda", f"--data={data}")
+    plain, small = prune(*options)
+    fitted_plan, fitted = prune(*options, "--compensate=least_squares")
+    assert plain == fitted_plan
+    assert plain != prune("--what=ffn", "--ratio=0.5", "--importance=l2")[0]
+    inputs = dict(np.load(data))
+    dense, cut, made_up = (
+        outputs(path, inputs) for path in (onnx.load(encoder_onnx), small, fitted)
+    )
+    assert np.square(made_up - dense).sum() < np.square(cut - dense).sum()
+
+
+def outputs(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    import onnxruntime
+
+    providers = ["CPUExecutionProvider"]
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=providers).run(
+        None, inputs
+    )[0]
+
+
+def test_a_criterion_of_activations_without_data_is_refused(prune):
+    assert "needs data" in prune("--what=ffn", "--importance=wanda", code=2)
+
+
+def test_gradients_are_taken_from_a_file(prune, tmp_path, encoder_onnx):
+    path = tmp_path / "gradients.npz"
+    np.savez(path, nothing=np.zeros(1))
+    told = prune("--what=ffn", "--importance=taylor", f"--arrays={path}", code=2)
+    assert "was handed in" in told
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--data=nowhere.npz", "no such data"),
+        ("--compensate=magic", "magic"),
+        ("--arrays=nowhere.npz", "no NumPy arrays"),
+    ],
+)
+def test_what_a_removal_is_decided_by_is_named_where_it_is_missing(prune, option, says):
+    assert says in prune("--what=ffn", option, code=2)
 
 
 def test_a_limit_spares_a_layer(prune):

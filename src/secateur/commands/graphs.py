@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,7 +12,12 @@ from secateur.commands.console import Steps, print_json, print_line, print_table
 from secateur.units import Aggregate, Normalise, Unit
 
 if TYPE_CHECKING:
+    from secateur.graph_passes.plan import Plan
+    from secateur.recipe import Removal
     from secateur.workflow.pruning import Pruned
+    from secateur.workflow.sources import Source
+
+_BATCH = 8
 
 
 def export(model: str, output: Path, /, *, opset: int = 20, json: bool = False) -> None:
@@ -149,6 +155,9 @@ def prune(
     normalise: Normalise = "sum",
     allow_inexact: bool = False,
     allow_output: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    data: str = "",
+    arrays: Path | None = None,
+    compensate: str = "none",
     plan: Path | None = None,
     plan_only: bool = False,
     json: bool = False,
@@ -184,6 +193,13 @@ def prune(
         Also cut what a norm is taken over; the result is renormalised, not equal.
     allow_output
         Name of an output whose shape may change; may be given several times.
+    data
+        What criteria and compensation look at: a .txt with a text a line, an .npz, a folder of
+        texts or pictures, or FILE.py:FUNCTION.
+    arrays
+        An .npz from training, by parameter name: gradients and what else a criterion asks for.
+    compensate
+        How the weights that read what goes make up for it; secateur methods lists the ways.
     plan
         Apply this plan (JSON) instead of making one.
     plan_only
@@ -191,7 +207,8 @@ def prune(
     json
         Print a JSON document instead of tables.
     """
-    from secateur.workflow.pruning import prune_graph, read_plan
+    from secateur.workflow.methods import check_compensation
+    from secateur.workflow.pruning import read_plan
     from secateur.workflow.recipe_file import removal_from
     from secateur.workflow.sources import load_model
 
@@ -208,20 +225,45 @@ def prune(
         allow_inexact=allow_inexact,
         allow_outputs=allow_output,
     )
+    check_compensation(compensate)
     given = read_plan(plan) if plan is not None else None
     steps = Steps(quiet=json)
     with steps.step(f"open {model}"):
         loaded = load_model(model)
     with steps.step("remove and prove"):
-        pruned = prune_graph(
-            loaded.marked or loaded.graph, (wanted,), plan=given, plan_only=plan_only
-        )
+        pruned = _pruned(loaded, wanted, _Given(data, arrays, compensate, given, plan_only))
     files = _save_pruned(pruned, output, plan_only=plan_only)
     if json:
         print_json({"files": files, "proofs": pruned.proof_records})
     else:
         _print_pruned(pruned)
         print_line(f"wrote {', '.join(files)}")
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a removal is decided and made up for by."""
+
+    data: str
+    arrays: Path | None
+    compensate: str
+    plan: Plan | None
+    plan_only: bool
+
+
+def _pruned(loaded: Source, wanted: Removal, given: _Given) -> Pruned:
+    from secateur.workflow.data import load_samples, named_data, read_npz
+    from secateur.workflow.pruning import Fitting, plan_for, prune_and_fit, prune_graph
+
+    batches = []
+    if given.data:
+        batches = list(load_samples(named_data(given.data), loaded).batches(_BATCH))
+    fitting = Fitting(read_npz(given.arrays) if given.arrays else {}, given.compensate)
+    whole = loaded.marked or loaded.graph
+    if given.plan_only:
+        plan = given.plan or plan_for(whole, (wanted,), batches, fitting.arrays)
+        return prune_graph(whole, (), plan=plan, plan_only=True)
+    return prune_and_fit(whole, (wanted,), fitting, plan=given.plan, batches=batches)
 
 
 def _limits(options: tuple[str, ...]) -> dict[str, str]:

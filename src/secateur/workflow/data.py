@@ -115,6 +115,32 @@ def load_samples(data: Data, model: Source) -> Samples:
     return samples
 
 
+def named_data(name: str) -> Data:
+    """Read a kind off a name: texts, an .npz, a folder of texts or pictures, a loader function.
+
+    Raises:
+        BadInputError: no such file, or none of these kinds.
+    """
+    path = Path(name)
+    if ":" in name or path.suffix == ".py":
+        return Data(loader=name)
+    if path.is_dir():
+        has_texts = next(path.rglob("*.txt"), None) is not None
+        return Data(texts=path) if has_texts else Data(images=path)
+    if not path.is_file():
+        raise BadInputError("no such data", where=name, wanted="a file, a folder, or FILE.py:NAME")
+    if path.suffix == ".npz":
+        return Data(npz=path)
+    if path.suffix == ".txt":
+        return Data(texts=path)
+    raise BadInputError(
+        "the data is of no kind that is known",
+        where=name,
+        got=path.suffix or "a name without an ending",
+        wanted=".txt, .npz, .py:FUNCTION, or a folder of texts or pictures",
+    )
+
+
 def example_samples(inputs: Arrays) -> Samples:
     """A model's own example inputs as samples, for a recipe without data."""
     count = len(next(iter(inputs.values())))
@@ -262,6 +288,7 @@ __all__ = [
     "example_samples",
     "load_function",
     "load_samples",
+    "named_data",
     "read_arrays",
     "read_npz",
     "read_texts",

@@ -111,14 +111,20 @@ def prune_and_fit(
         BadInputError: as ``prune_graph``, and an unknown compensation or unfit data.
         ParityError: the proof fails.
     """
-    outputs = plan.allow_outputs if plan else allowed_outputs(removals)
-    analysis = analyse(model, allow_outputs=outputs)
-    made = plan or make_plan_for(analysis, removals, batches, fitting.arrays)
+    made = plan or plan_for(model, removals, batches, fitting.arrays)
     if fitting.compensate == "none":
         return prune_graph(model, (), plan=made, batches=batches)
     data = batches or calibration_batches(model)
     fitted = compensate(model, made, data, method=fitting.compensate)
     return replace(prune_graph(fitted, (), plan=made, batches=batches), fitted=fitted)
+
+
+def plan_for(
+    model: ir.Model, removals: Sequence[Removal], batches: Sequence[Arrays], arrays: Arrays
+) -> Plan:
+    """The plan alone; BadInputError as ``make_plan_for``."""
+    analysis = analyse(model, allow_outputs=allowed_outputs(removals))
+    return make_plan_for(analysis, removals, batches, arrays)
 
 
 def make_plan_for(
@@ -240,6 +246,7 @@ __all__ = [
     "Pruned",
     "allowed_outputs",
     "make_plan_for",
+    "plan_for",
     "prune_and_fit",
     "prune_graph",
     "read_plan",
