@@ -104,6 +104,16 @@ class GraphModule(nn.Module):
         self._program = program
 
     @property
+    def program(self) -> Program:
+        """What the module runs, for walks that look at every step."""
+        return self._program
+
+    def weight(self, source: Weight) -> Tensor:
+        """Return a stored tensor as a step reads it."""
+        tensor: Tensor = attrgetter(source.key)(self)
+        return tensor if source.permutation is None else tensor.permute(source.permutation)
+
+    @property
     def forward(self) -> Callable[..., Outputs]:  # type: ignore[override]
         """``module(images)`` and ``module(images=images)``, with a signature for tools to read.
 
@@ -127,7 +137,7 @@ class GraphModule(nn.Module):
         values: dict[str, Value | None] = dict(feeds)
         for step in self._program.steps:
             inputs = tuple(self._read(source, values) for source in step.inputs)
-            results = _execute(Call(step, inputs, self.training, device))
+            results = execute(Call(step, inputs, self.training, device))
             values.update(zip(step.outputs, results, strict=False))
             for name in step.dead:
                 values.pop(name, None)
@@ -142,10 +152,7 @@ class GraphModule(nn.Module):
     def _read(self, source: Source, values: Mapping[str, Value | None]) -> Value | None:
         if isinstance(source, str):
             return values[source]
-        if isinstance(source, Weight):
-            tensor: Tensor = attrgetter(source.key)(self)
-            return tensor if source.permutation is None else tensor.permute(source.permutation)
-        return source
+        return self.weight(source) if isinstance(source, Weight) else source
 
 
 def _argument(name: str) -> str:
@@ -172,7 +179,7 @@ def _feeds(
     return feeds
 
 
-def _execute(call: Call) -> Sequence[Value | None]:
+def execute(call: Call) -> Sequence[Value | None]:
     """Run one step: on whole numbers where all inputs are, with torch otherwise."""
     known = [value for value in call.inputs if isinstance(value, Integers)]
     result: Any = None
@@ -289,4 +296,4 @@ def _with_dead(steps: list[Step], outputs: set[str]) -> list[Step]:
     return noted[::-1]
 
 
-__all__ = ["GraphModule", "Outputs", "Program", "to_torch"]
+__all__ = ["GraphModule", "Outputs", "Program", "execute", "to_torch"]

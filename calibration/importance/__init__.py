@@ -4,6 +4,7 @@ from secateur.calibration.importance import (  # noqa: F401 - registration
     apoz,
     bn_scale,
     cfsp,
+    easyep,
     flap,
     fpgm,
     gaprune,
@@ -17,8 +18,10 @@ from secateur.calibration.importance import (  # noqa: F401 - registration
     output_norm,
     prunenet,
     random,
+    relevance,
     shrp,
     spatten,
+    synflow,
     tyr,
     wanda,
 )

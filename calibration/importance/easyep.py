@@ -12,7 +12,37 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.calibration.importance.core import CRITERIA, Context, Scores
+from secateur.calibration.statistics.routing import Routes, find_routes, routed
+from secateur.graph_passes.groups import Group
+
 Vector: TypeAlias = NDArray[np.float64]
+
+
+@CRITERIA.register("easyep")
+def easyep(group: Group, context: Context) -> Scores:
+    """Sum over tokens of the length of what the expert adds times how far all of them turn it.
+
+    Padding does not count. Shared experts are no experts here: only routed ones turn a token.
+
+    Raises:
+        BadInputError: no data, or too little.
+        PreconditionError: the units are no experts that a TopK picks from, or what they add to
+            the stream cannot be found.
+    """
+    key = "easyep"
+    if key not in context.gathered:
+        routes: dict[str, Routes] = {
+            one.name: find_routes(context.analysis, one) for one in context.groups
+        }
+        scores = {one.name: np.zeros(one.size) for one in context.groups}
+        for name, seen in routed(context.analysis.model, routes, context.data):
+            turned = token_contribution(seen.before, seen.added.sum(axis=1))
+            lengths = np.linalg.norm(seen.added, axis=2)
+            np.add.at(scores[name], seen.experts, lengths * turned[:, None])
+        context.gathered[key] = scores
+    found: Scores = context.gathered[key][group.name]
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,4 +83,4 @@ def mixed(domains: tuple[NDArray[Any], ...]) -> Vector:
     return total
 
 
-__all__ = ["Routing", "expert_scores", "mixed", "token_contribution"]
+__all__ = ["Routing", "easyep", "expert_scores", "mixed", "token_contribution"]

@@ -49,19 +49,20 @@ class Ranks:
 def hrank(group: Group, context: Context) -> Scores:
     """Mean rank of the unit's feature map over the samples.
 
+    What reads the units behind a pooling, one number each, has no map and does not count.
+
     Raises:
-        PreconditionError: the units have no maps, only one number a token.
+        PreconditionError: the units have no maps anywhere, only one number a token.
     """
-    total = np.zeros(group.size)
-    for place, sums in readings(group, context, _ranks):
-        if (sums.total <= sums.n_samples).all():
-            raise PreconditionError(
-                "these units have no feature maps, so that every rank is 1",
-                where=f"{group.name}, read by {place.parameter}",
-                next_step="this criterion is for channels of images and for heads",
-            )
-        total = total + sums.total / sums.n_samples
-    return total
+    found = [sums for _, sums in readings(group, context, _ranks)]
+    maps = [sums.total / sums.n_samples for sums in found if (sums.total > sums.n_samples).any()]
+    if not maps:
+        raise PreconditionError(
+            "these units have no feature maps, so that every rank is 1",
+            where=group.name,
+            next_step="this criterion is for channels of images and for heads",
+        )
+    return np.sum(maps, axis=0, dtype=np.float64)
 
 
 def _ranks(place: Place, group: Group) -> Ranks:

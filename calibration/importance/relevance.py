@@ -2,6 +2,7 @@
 
 Source: Yeom et al., Pruning by Explaining, Pattern Recognition 2021, arXiv:1912.08881,
 section 3; the z-plus rules as in seulkiyeom/LRP_pruning: biases are left out, ReLU passes.
+Sums are shared out by the positive parts of what they add, which the rules leave open.
 """
 
 from __future__ import annotations
@@ -9,12 +10,70 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
+import onnx_ir as ir
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
+
+from secateur.calibration.importance.core import CRITERIA, Context, Scores
+from secateur.calibration.importance.relevance_walk import relevance_at
+from secateur.calibration.units import sum_by_unit, units
+from secateur.errors import PreconditionError
+from secateur.graph_passes.axes import leaves
+from secateur.graph_passes.groups import Group
 
 Array: TypeAlias = NDArray[np.float64]
 
 _TINY = 1e-9
+_KEY = "relevance"
+
+
+@CRITERIA.register("relevance")
+def relevance(group: Group, context: Context) -> Scores:
+    """Relevance for the answer that arrives at the unit, summed over all layers that make it.
+
+    The answer of each sample is its class in the array ``labels``, in the order of the data, or,
+    without one, the class that the model itself gives. Rank with scope ``global``, as published.
+
+    Raises:
+        BadInputError: no data, or labels that do not fit it.
+        PreconditionError: a step that the z-plus rules have no rule for, or no class scores.
+    """
+    if _KEY not in context.gathered:
+        labels = context.arrays.get("labels")
+        context.gathered[_KEY] = relevance_at(
+            context.analysis.model, _makers(context), context.data, labels
+        )
+    total, sums = np.zeros(group.size), context.gathered[_KEY]
+    for name, axis in _makers_of(group, context):
+        expr = context.analysis.axes.of(_value(context, name))[axis]
+        total = total + sum_by_unit(sums[name, axis], units(expr, group.atom), group.size)
+    return total
+
+
+def _makers(context: Context) -> list[tuple[str, int]]:
+    return [one for group in context.groups for one in _makers_of(group, context)]
+
+
+def _makers_of(group: Group, context: Context) -> list[tuple[str, int]]:
+    """Outputs of the products with weights that make the units, with the axis of the units."""
+    axes, found = context.analysis.axes, []
+    for use in group.weights:
+        value = use.node.outputs[0]
+        if use.node.op_type not in {"Conv", "Gemm", "MatMul"} or len(use.shape) < 2:
+            continue
+        found += [
+            (str(value.name), axis)
+            for axis, expr in enumerate(axes.of(value))
+            if group.atom in leaves(expr)
+        ]
+    if not found:
+        raise PreconditionError("no product with a weight makes these units", where=group.name)
+    return list(dict.fromkeys(found))
+
+
+def _value(context: Context, name: str) -> ir.Value:
+    nodes = context.analysis.model.graph
+    return next(v for node in nodes for v in node.outputs if v.name == name)
 
 
 def linear(inputs: Array, weight: NDArray[Any], relevance: Array) -> Array:
@@ -68,4 +127,4 @@ def _correlate(x: Array, weight: Array) -> Array:
     return result
 
 
-__all__ = ["convolution", "filter_scores", "linear", "max_pooling"]
+__all__ = ["convolution", "filter_scores", "linear", "max_pooling", "relevance"]

@@ -271,6 +271,26 @@ def test_rank_of_feature_maps_counts_for_channels(cnn: ir.Model) -> None:
     np.testing.assert_allclose(cnn_scores(cnn, "hrank", data=[{"x": x}]), want)
 
 
+def test_a_reader_behind_a_pooling_does_not_take_the_maps_away() -> None:
+    from secateur.calibration.activations import observe
+
+    text = """
+    cnn (float[batch, 3, 6, 6] x) => (float[batch, 4, 6, 6] y, float[batch, 5] z) {
+        a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+        b = Relu(a)
+        y = Conv <pads = [1, 1, 1, 1]> (b, w2)
+        p = GlobalAveragePool(b)
+        f = Flatten(p)
+        z = MatMul(f, w3)
+    }
+    """
+    model = network(text, {"w1": (4, 3, 3, 3), "w2": (4, 4, 3, 3), "w3": (4, 5)}, {})
+    x = np.random.default_rng(0).standard_normal((3, 3, 6, 6)).astype(np.float32)
+    ((_, seen),) = observe(model, ["b"], [{"x": x}])
+    want = np.linalg.matrix_rank(seen["b"]).mean(axis=0)
+    np.testing.assert_allclose(cnn_scores(model, "hrank", data=[{"x": x}]), want)
+
+
 def test_rank_of_single_numbers_is_refused(analysis: Analysis) -> None:
     with pytest.raises(PreconditionError, match="no feature maps"):
         scores(analysis, "hrank", "ffn")
