@@ -62,7 +62,8 @@ def hrank(group: Group, context: Context) -> Scores:
             where=group.name,
             next_step="this criterion is for channels of images and for heads",
         )
-    return np.sum(maps, axis=0, dtype=np.float64)
+    total: Scores = np.sum(maps, axis=0)
+    return total
 
 
 def _ranks(place: Place, group: Group) -> Ranks:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from secateur.calibration.quantisation.histogram import Histogram
 from secateur.calibration.quantisation.insertion import round_activation, round_weight
 from secateur.calibration.quantisation.ranges import RANGES
+from secateur.calibration.quantisation.rotation import rotate
 from secateur.calibration.quantisation.scheme import Scheme
 from secateur.calibration.quantisation.weights import FP8_MAX, Layout, block_of, store
 from secateur.calibration.statistics.gathering import How, gather
@@ -66,7 +67,9 @@ def quantise(
     Raises:
         BadInputError: a pattern that fits no weight, nothing left to round, or data that cannot
             be used.
+        PreconditionError: a model whose residual stream cannot be rotated, where that is asked.
     """
+    model = rotate(model) if scheme.rotate else model
     analysis = analyse(model)
     copy = analysis.model
     chosen, left = choose(all_places(analysis), scheme, keep, model)

@@ -34,6 +34,8 @@ class Scheme:
     """By what tokens count in GPTQ: RSQ's scaling."""
     block: int = 32
     """Inputs that share a scale, with ``int4``."""
+    rotate: bool = False
+    """Turn the residual stream first, so that no channel stands out; for pre-norm RMSNorm."""
 
     def __post_init__(self) -> None:
         for name, value, known in (

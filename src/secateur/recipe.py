@@ -237,6 +237,8 @@ class Quantise(_Strict):
     """By what tokens count in GPTQ, as in RSQ."""
     block: Annotated[int, Field(ge=16)] = 32
     """Inputs that share a scale, with ``int4``: a power of two."""
+    rotate: bool = False
+    """Turn the residual stream first, as RSQ does; for pre-norm models with RMSNorm."""
     keep: tuple[str, ...] = ()
     """Weights that are not rounded, by name or pattern: ``*layer.0*``."""
 
