@@ -12,11 +12,11 @@ from pathlib import Path
 
 from setuptools import setup
 
-PACKAGE = Path("src/secateur/graph_passes")
+PACKAGE = Path("src/secateur")
+PASSES = ("blocks", "connections", "constant_folding", "groups", "late_broadcast", "names", "plan")
 FILES = (
-    *("axes/*.py", "axes/rules/*.py", "blocks.py", "connections.py", "constant_folding.py"),
-    *("groups.py", "late_broadcast.py", "names.py", "plan.py", "prepare.py", "removal.py"),
-    *("roles.py", "unread.py"),
+    *("weights.py", "graph_passes/axes/*.py", "graph_passes/axes/rules/*.py"),
+    *(f"graph_passes/{name}.py" for name in (*PASSES, "prepare", "removal", "roles", "unread")),
 )
 # mypy is strict in `make check`; here it only has to find the types, of as little as it needs.
 CONFIG = """[mypy]

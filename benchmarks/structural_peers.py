@@ -138,6 +138,7 @@ def _pruned(model: ir.Model, by: str) -> tuple[ir.Model, Plan, float, float]:
     from trial import half_of_everything
 
     from secateur.graph_passes.axes.programs import PROGRAMS
+    from secateur.graph_passes.cut_tensor import CutTensor
     from secateur.graph_passes.groups import analyse
     from secateur.graph_passes.names import layer_of
     from secateur.graph_passes.plan import resolve_plan
@@ -153,10 +154,11 @@ def _pruned(model: ir.Model, by: str) -> tuple[ir.Model, Plan, float, float]:
     if by == "l2":
         plan = _largest_half(analysis, plan)
     small = remove_atoms(analysis, resolve_plan(analysis, plan))
-    for value in small.graph.initializers.values():
-        if isinstance(value.const_value, ir.LazyTensor):  # cut weights, sliced when read
-            value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
-    return small, plan, analysed, time.process_time() - started
+    held = [value.const_value for value in small.graph.initializers.data.values()]
+    sliced = [tensor.numpy() for tensor in held if type(tensor) is CutTensor]  # cut when read
+    seconds = time.process_time() - started
+    assert sliced or not plan.keep
+    return small, plan, analysed, seconds
 
 
 def _largest_half(analysis: Analysis, plan: Plan) -> Plan:

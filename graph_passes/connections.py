@@ -12,29 +12,35 @@ from secateur.graph_passes.axes.subgraphs import has_no_subgraph, subgraphs
 from secateur.graph_passes.names import node_name
 
 
-def check_connections(model: ir.Model) -> None:
-    """Refuse a graph that nothing could run.
+def check_connections(graph: ir.Graph, nodes: Sequence[ir.Node]) -> bool:
+    """Refuse a graph that nothing could run; tell whether one of its nodes has a graph inside.
+
+    Args:
+        graph: the main graph of a model.
+        nodes: all of its nodes, in its order.
 
     Raises:
         BadInputError: a value that nothing makes, that is read before it is made (out of
             order, or in a circle), or whose name another value has too.
     """
-    _check(model.graph, set())
+    return _check(graph, nodes, set())
 
 
-def _check(graph: ir.Graph, outside: set[ir.Value | None]) -> None:
+def _check(graph: ir.Graph, nodes: Sequence[ir.Node], outside: set[ir.Value | None]) -> bool:
     given = dict.fromkeys((*graph.inputs, *graph.initializers.data.values()))
-    nodes = tuple(graph)
-    _check_names([*given, *[value for node in nodes for value in node.outputs]])
+    results = [node.outputs for node in nodes]
+    _check_names([*given, *[value for outputs in results for value in outputs]])
     made = {None, *outside, *given}  # None is an input that is left out
-    for node in nodes:
+    is_nested = False
+    for node, outputs in zip(nodes, results, strict=True):
         if not made.issuperset(node.inputs):
             wrong = next(v for v in node.inputs if v is not None and v not in made)
             raise _unmade(graph, node, wrong)
         if not has_no_subgraph(node):
+            is_nested = True
             for inner in subgraphs(node):
-                _check(inner, made)
-        made.update(node.outputs)
+                _check(inner, tuple(inner), made)
+        made.update(outputs)
     for value in graph.outputs:
         if value not in made:
             raise BadInputError(
@@ -42,6 +48,7 @@ def _check(graph: ir.Graph, outside: set[ir.Value | None]) -> None:
                 got=f"the output {value.name!r} is made by nothing",
                 next_step="check the tool that wrote the file with onnx.checker",
             )
+    return is_nested
 
 
 def _check_names(values: Sequence[ir.Value]) -> None:

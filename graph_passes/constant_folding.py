@@ -6,6 +6,8 @@ size of that bias is known, but shape inference does not see through two Expands
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -21,14 +23,18 @@ _MOST_ELEMENTS = 64
 """Shapes are short; larger integer constants are tables, which stay where they are."""
 
 
-def fold_integers(graph: ir.Graph) -> bool:
+def fold_integers(graph: ir.Graph, nodes: Sequence[ir.Node]) -> bool:
     """Replace small integer results of constants by constants; tell whether there were any.
 
     Shapes of constants count as constants. Values behind a folded one lose a shape with open
     sizes, because shape inference can do better with it.
+
+    Args:
+        graph: that is changed.
+        nodes: all of its nodes, in its order.
     """
     folded = False
-    for node in list(graph):
+    for node in nodes:
         result = _value(node)
         if result is None:
             continue

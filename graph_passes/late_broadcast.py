@@ -6,7 +6,7 @@ of all layers one axis: whoever removes a head of one layer removes it in all of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
@@ -16,21 +16,23 @@ _ELEMENTWISE = frozenset(
         *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual"),
     }
 )
+_SHAPED = frozenset({"Reshape", "Expand"})
 _MASK_SLOT = 3
 _HEAD_AXIS = -3
 
 
-def broadcast_late(graph: ir.Graph) -> bool:
+def broadcast_late(graph: ir.Graph, nodes: Sequence[ir.Node]) -> bool:
     """Take out Expands along axes of a fixed size, and Reshapes there and back between them.
 
     Given   y = Reshape(Reshape(Expand(mask, (B, H, 1, N)), (B*H, 1, N)), (B, H, 1, N))
             s = Add(scores, y)                       with scores (B, H, N, N)
     Result  s = Add(scores, mask)
 
-    Only what the shapes of the file prove is done. Returns whether something changed.
+    Only what the shapes of the file prove is done. ``nodes`` are all of the graph's, in its
+    order. Returns whether something changed.
     """
     changed = False
-    nodes = [node for node in graph if node.op_type in {"Reshape", "Expand"} and not node.domain]
+    nodes = [node for node in nodes if node.op_type in _SHAPED and not node.domain]
     for node in nodes:
         if node.op_type == "Reshape" and not node.outputs[0].is_graph_output():
             changed |= _skip_round_trip(graph, node)

@@ -27,21 +27,26 @@ def prepare(model: ir.Model, *, in_place: bool = False) -> ir.Model:
     Raises:
         BadInputError: the graph contradicts itself, see ``check_connections``.
     """
-    check_connections(model)
-    copy = model if in_place else model.clone()
+    copy, nodes = model, tuple(model.graph)  # which takes onnx_ir a while: done once
+    is_nested = check_connections(model.graph, nodes)
+    if not in_place:
+        copy = model.clone()
+        nodes = tuple(copy.graph)
     copy.ir_version = max(copy.ir_version, _CONSTANTS_NEED_NO_INPUT)
     if copy.functions:
         common.InlinePass()(copy)
-    nodes = tuple(copy.graph)
-    if any(node.op_type == "Constant" or not has_no_subgraph(node) for node in nodes):
+        nodes = tuple(copy.graph)
+        is_nested = any(not has_no_subgraph(node) for node in nodes)
+    if is_nested or any(node.op_type == "Constant" for node in nodes):
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
         nodes = tuple(copy.graph)
-    if fold_integers(copy.graph):
+    if fold_integers(copy.graph, nodes):
         nodes = tuple(copy.graph)
     outputs = [value for node in nodes for value in node.outputs]
     if any((value.shape is None or value.dtype is None) and value.name for value in outputs):
         common.ShapeInferencePass(data_prop=True)(copy)
-    if broadcast_late(copy.graph):
+        nodes = tuple(copy.graph)
+    if broadcast_late(copy.graph, nodes):
         common.RemoveUnusedNodesPass()(copy)
     return copy
 

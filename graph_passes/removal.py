@@ -23,7 +23,7 @@ from secateur.graph_passes.axes import (
     size,
 )
 from secateur.graph_passes.axes.allocation import without_collector
-from secateur.graph_passes.axes.axis_map import constant_tensor
+from secateur.graph_passes.axes.axis_map import Visit, constant_tensor
 from secateur.graph_passes.axes.constants import unused_name
 from secateur.graph_passes.blocks import remove_blocks, select_blocks
 from secateur.graph_passes.cut_tensor import CutTensor
@@ -64,10 +64,10 @@ def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> 
     """Cut the analysed model itself, in place, and return it."""
     model, cut = analysis.model, _Cut(analysis.axes, keep)
     _slice_constants(model, cut)
-    for node, key in cut.axes.visited:
-        rewrite = REWRITES.find(key)
-        if rewrite is not None and cut.touches(node) and cut.axes.knows(node, -1):
-            rewrite(node, cut.axes, keep)
+    for visit in cut.axes.visited:
+        rewrite = REWRITES.find(visit.key)
+        if rewrite is not None and cut.touches(visit) and cut.axes.knows(visit.node, -1):
+            rewrite(visit.node, cut.axes, keep)
     _resize_values(cut)
     remove_unread(model)
     return model
@@ -95,15 +95,16 @@ class _Cut:
             self._known[id(exprs)] = found = tuple(cut)
         return found
 
-    def touches(self, node: ir.Node) -> bool:
+    def touches(self, visit: Visit) -> bool:
         """Tell whether some axis of an input or output of a node is cut."""
         of_values, of_uses = self.axes.of_values, self.axes.of_uses
-        for value in node.outputs:
+        for value in visit.outputs:
             exprs = of_values.get(value)
             if exprs is not None and self.of(exprs):
                 return True
-        for slot, given in enumerate(node.inputs):
-            exprs = None if given is None else of_values.get(given) or of_uses.get((node, slot))
+        for slot, given in enumerate(visit.inputs):
+            exprs = None if given is None else of_values.get(given)
+            exprs = exprs or of_uses.get((visit.node, slot))
             if exprs is not None and self.of(exprs):
                 return True
         return False
@@ -179,11 +180,11 @@ def _resize_values(cut: _Cut) -> None:
     of_values = cut.axes.of_values
     times = Counter([id(value.shape) for value in of_values])
     for value, exprs in of_values.items():
-        shape = value.shape
-        if shape is None or exprs is None or len(exprs) != len(shape):
+        axes = () if exprs is None else cut.of(exprs)
+        shape = value.shape if axes else None
+        if exprs is None or shape is None or len(exprs) != len(shape.dims):
             continue
-        axes = cut.of(exprs)
-        if axes and (shape.frozen or times[id(shape)] > 1):
+        if shape.frozen or times[id(shape)] > 1:
             value.shape = shape = shape.copy()  # it is the shape of something else, too
         for axis in axes:
             is_known = isinstance(size(exprs[axis]), int)

@@ -71,9 +71,9 @@ def find_roles(axes: AxisMap, weighted: set[Atom]) -> Roles:
         weighted: Atoms that stand in an axis of some weight.
     """
     roles = Roles()
-    for node, key in axes.visited:
-        if key.rpartition(":")[2] in _ATTENDING:
-            _attention(node, axes, weighted, roles)
+    for visit in axes.visited:
+        if visit.key.rpartition(":")[2] in _ATTENDING:
+            _attention(visit.node, axes, weighted, roles)
     folded = [(fold, _folded(fold, axes)) for fold in axes.folds]
     for fold, atoms in folded:
         if fold.neutral is None:

@@ -7,21 +7,19 @@ arXiv:2403.18955, section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from secateur.calibration.importance.aggregation import aggregate
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
+from secateur.calibration.importance.marginals import Measure, marginals
 from secateur.calibration.units import sum_by_unit, units
 from secateur.errors import BadInputError
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.groups import Group, WeightUse
 from secateur.weights import array_of
-
-_BLOCK_ELEMENTS = 1 << 18
-"""2 MB in float64: it stays in the cache while it is measured and summed."""
 
 _BIAS_SLOTS = {
     "Conv": 2,
@@ -38,13 +36,13 @@ _STATISTICS = {"BatchNormalization": (3, 4)}
 @CRITERIA.register("l1")
 def l1(group: Group, context: Context) -> Scores:
     """Sum of absolute weights of the unit in each weight of the group, aggregated."""
-    return aggregate(sizes(group, counted(group, context), np.abs), context.scoring.aggregate)
+    return aggregate(_sizes(group, context, np.abs), context.scoring.aggregate)
 
 
 @CRITERIA.register("l2")
 def l2(group: Group, context: Context) -> Scores:
     """Sum of squared weights of the unit in each weight of the group, aggregated; no root."""
-    return aggregate(sizes(group, counted(group, context), np.square), context.scoring.aggregate)
+    return aggregate(_sizes(group, context, np.square), context.scoring.aggregate)
 
 
 @CRITERIA.register("group_norm")
@@ -53,48 +51,61 @@ def group_norm(group: Group, context: Context) -> Scores:
     return np.sqrt(l2(group, context))
 
 
-def sizes(group: Group, uses: Iterable[WeightUse], measure: Callable[[Scores], Scores]) -> Scores:
+def _sizes(group: Group, context: Context, measure: Measure) -> Scores:
     """Sum ``measure``, number by number, over each unit's slices: (weights, units).
 
-    A weight is read in blocks, so that no copy of the whole in float64 is ever made.
+    A weight is read once for all groups of the context, in blocks, so that no copy of the
+    whole in float64 is ever made.
 
     Raises:
         BadInputError: a weight holds NaN or infinities.
     """
+    read: dict[str, Sequence[Scores]] = context.gathered.setdefault(f"sums of {measure}", {})
     found = []
-    for use in uses:
-        by_position = _sums_along(use, measure)
-        if not np.isfinite(by_position).all():
-            by_position = measure(weight(use)).sum(axis=_others(use))  # says what is wrong
+    for use in counted(group, context):
+        sums = read.get(use.initialiser)
+        if sums is None:
+            read[use.initialiser] = sums = _sums(use, measure)
+        by_position = sums[use.axis] if use.axis < len(sums) else _sum_behind(use, measure)
         found.append(sum_by_unit(by_position, units(use.expr, group.atom), group.size))
     return np.stack(found)
 
 
-def _sums_along(use: WeightUse, measure: Callable[[Scores], Scores]) -> Scores:
-    """Sum ``measure`` over everything but the axis of the use, some rows at a time."""
+def _sums(use: WeightUse, measure: Measure) -> Sequence[Scores]:
+    """Sum ``measure`` along the first axes of a weight."""
     array = array_of(_tensor(use))
-    if array.ndim == 1:
-        return measure(array.astype(np.float64))
-    totals = np.zeros(array.shape[use.axis])
-    step = max(1, _BLOCK_ELEMENTS * len(array) // max(array.size, 1))
-    for start in range(0, len(array), step):
-        block = measure(array[start : start + step].astype(np.float64)).sum(axis=_others(use))
-        if use.axis == 0:
-            totals[start : start + step] = block
-        else:
-            totals += block
-    return totals
+    if array.ndim < 2:
+        return [_sum_along(use, measure)]
+    sums = marginals(array, measure)
+    if np.isfinite(sums[0]).all():
+        return sums
+    return [measure(weight(use)).sum(axis=_others(use, axis)) for axis in range(2)]
 
 
-def _others(use: WeightUse) -> tuple[int, ...]:
-    return tuple(i for i in range(len(use.shape)) if i != use.axis)
+def _sum_behind(use: WeightUse, measure: Measure) -> Scores:
+    """Sum ``measure`` along an axis behind the second, as stacked experts have one."""
+    total: Scores = np.zeros(use.shape[use.axis])
+    for row in array_of(_tensor(use)):
+        others = tuple(i for i in range(row.ndim) if i + 1 != use.axis)
+        total += measure(row.astype(np.float64)).sum(axis=others)
+    return total if np.isfinite(total).all() else _sum_along(use, measure)
+
+
+def _sum_along(use: WeightUse, measure: Measure) -> Scores:
+    """Sum ``measure`` along the axis of a use, of the whole weight at once."""
+    summed: Scores = measure(weight(use)).sum(axis=_others(use, use.axis))
+    return summed
+
+
+def _others(use: WeightUse, axis: int) -> tuple[int, ...]:
+    return tuple(i for i in range(len(use.shape)) if i != axis)
 
 
 def rows(group: Group, uses: Iterable[WeightUse], measure: Callable[[Scores], Scores]) -> Scores:
     """Sum ``measure`` of a whole weight over each unit's slice: (weights, units)."""
     found = []
     for use in uses:
-        by_position = measure(weight(use)).sum(axis=_others(use))
+        by_position = _sum_along(use, measure)
         found.append(sum_by_unit(by_position, units(use.expr, group.atom), group.size))
     return np.stack(found)
 
@@ -146,4 +157,4 @@ def _tensor(use: WeightUse) -> ir.TensorProtocol:
     return tensor
 
 
-__all__ = ["counted", "group_norm", "is_bias", "l1", "l2", "rows", "sizes", "weight"]
+__all__ = ["counted", "group_norm", "is_bias", "l1", "l2", "rows", "weight"]

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from secateur.graph_passes.axes.allocation import without_collector
-from secateur.graph_passes.axes.axis_map import AxisMap, FoldUse, constant_tensor
+from secateur.graph_passes.axes.axis_map import AxisMap, FoldUse, Visit, constant_tensor
 from secateur.graph_passes.axes.execution import Executor
 from secateur.graph_passes.axes.expression import UNIT, Expr, Reason, current_sizes, units
 from secateur.graph_passes.axes.programs import (
@@ -20,7 +20,13 @@ from secateur.graph_passes.axes.programs import (
     program_of,
     sizes_of,
 )
-from secateur.graph_passes.axes.relations import AXIS_RULES, AxisRule, op_key, sees_units_only
+from secateur.graph_passes.axes.relations import (
+    AXIS_RULES,
+    AxisRule,
+    knows_bodies,
+    op_key,
+    sees_units_only,
+)
 from secateur.graph_passes.axes.shape_values import FROM_AXES, data_sources, track, track_constant
 from secateur.graph_passes.axes.sizes import Polynomial, Size
 from secateur.graph_passes.axes.solver import Solver
@@ -111,24 +117,25 @@ class _Walk:
 
     def _visit(self, node: ir.Node) -> None:
         here, key = self._here, op_key(node)
-        self._axes.visited.append((node, key))
+        visit = Visit(node, key, node.inputs, node.outputs)
+        self._axes.visited.append(visit)
         here.node, here.name = node, node.name or node_name(node)
         rule = AXIS_RULES.find(key)
-        by_units = rule is not None and sees_units_only(rule, node)
-        shapes, integers = self._enter_inputs(node, by_units=by_units)
-        program = None
+        by_units = rule is not None and sees_units_only(rule, visit.outputs)
+        shapes, integers = self._enter_inputs(visit, by_units=by_units)
+        program, declared = None, declared_ranks(visit.outputs)
         if rule is not None:
-            program = self._program(rule, (key, by_units, shapes, integers))
+            program = self._program(rule, (key, by_units, shapes, integers), declared)
         if program is None:
             self._freeze_inputs(f"no axis rule for the op {key}")
-            program = program_of((), [None] * len(shapes), declared_ranks(node))
+            program = program_of((), [None] * len(shapes), declared)
         if program.carried < 0 or program.carried in here.constants:
             here.outputs = [[None] * rank for rank in program.output_ranks]
             here.run(program.steps)
-            self._close_outputs(node, is_described=program.is_described)
+            self._close_outputs(visit.outputs, is_described=program.is_described)
         else:
             here.run(program.joins)
-            self._axes.of_values[node.outputs[0]] = here.inputs[program.carried]
+            self._axes.of_values[visit.outputs[0]] = here.inputs[program.carried]
         for fold in program.folds:
             self._axes.folds.append(FoldUse(node, fold.ports, fold.neutral))
         if program.unmentioned:
@@ -136,11 +143,11 @@ class _Walk:
         if not program.is_settled:
             here.settle()
         if self._axes.holds_positions():
-            self._carry_positions(node, program.reads)
-        if integers or node.op_type in FROM_AXES:
+            self._carry_positions(visit, program.reads)
+        if integers or key in FROM_AXES:
             self._track(node)
 
-    def _program(self, rule: AxisRule, seen: _Seen) -> Program | None:
+    def _program(self, rule: AxisRule, seen: _Seen, declared: tuple[int, ...]) -> Program | None:
         """Ask the rule, or remember what it said about a node that looked the same.
 
         None for a node with a graph inside that no rule looked like: what is in there is unknown.
@@ -148,13 +155,15 @@ class _Walk:
         node, by_units, shapes = self._here.node, seen[1], seen[2]
         listed = node.attributes.data
         attributes = tuple([(k, a.value) for k, a in listed.items()]) if listed else ()
-        declared = declared_ranks(node)
         signature = (rule, self._opset, seen, declared, attributes)
         found = PROGRAMS.find(signature)
         if found is not None:
             return found
         if not has_no_subgraph(node):
-            return None
+            if not knows_bodies(rule):
+                return None
+            for value in captured(node):
+                self._freeze_value(value, Reason(f"a graph inside {op_key(node)} reads it", ""))
         view = View(node, self._axes, sizes_of(shapes) if by_units else shapes, self._opset)
         ranks = [None if shape is None else len(shape) for shape in shapes]
         program = program_of(rule(view), ranks, declared)
@@ -168,7 +177,7 @@ class _Walk:
             for source in entry.sources:
                 self._solver.freeze(source, Reason("its size is read as data", self._here.name))
 
-    def _enter_inputs(self, node: ir.Node, *, by_units: bool) -> tuple[Shapes, tuple[object, ...]]:
+    def _enter_inputs(self, visit: Visit, *, by_units: bool) -> tuple[Shapes, tuple[object, ...]]:
         """Collect the axes of the inputs; each use of a constant gets axes of its own.
 
         Returns the sizes of each input, or with ``by_units`` which of them are 1, and
@@ -179,7 +188,7 @@ class _Walk:
         here.inputs, here.constants = inputs, constants = [], []
         shapes: list[tuple[Size, ...] | None] = []
         integers: list[object] = []
-        for slot, value in enumerate(node.inputs):
+        for slot, value in enumerate(visit.inputs):
             exprs: Any = None
             shape: tuple[Size, ...] | None = None
             if value in axes.of_values:
@@ -189,7 +198,7 @@ class _Walk:
                 dims: Any = tensor.shape.dims  # integers: of a tensor
                 if len(dims) < 2 and value not in axes.tracked:
                     track_constant(value, tensor, axes)
-                axes.of_uses[node, slot] = exprs = [UNIT if dim == 1 else dim for dim in dims]
+                axes.of_uses[visit.node, slot] = exprs = [UNIT if dim == 1 else dim for dim in dims]
                 shape = tuple([dim == 1 for dim in dims]) if by_units else dims
                 constants.append(slot)
             inputs.append(exprs)
@@ -212,23 +221,23 @@ class _Walk:
             return units(exprs) if by_units else current_sizes(exprs)
         return known[by_units]
 
-    def _carry_positions(self, node: ir.Node, read: frozenset[int]) -> None:
+    def _carry_positions(self, visit: Visit, read: frozenset[int]) -> None:
         """Positions of an axis go through moves; any other reader freezes the axis."""
-        for slot, value in enumerate(node.inputs):
+        for slot, value in enumerate(visit.inputs):
             axis = self._axes.positions(value)
             if axis is None or slot in read:
                 continue
-            if slot == 0 and not node.domain and node.op_type in _MOVES:
-                for output in node.outputs:
+            if slot == 0 and visit.key in _MOVES:
+                for output in visit.outputs:
                     self._axes.set_positions(output, axis)
             else:
                 self._solver.freeze(
                     axis, Reason("its positions are read as numbers", self._here.name)
                 )
 
-    def _close_outputs(self, node: ir.Node, *, is_described: bool) -> None:
+    def _close_outputs(self, outputs: Sequence[ir.Value], *, is_described: bool) -> None:
         here, of_values = self._here, self._axes.of_values
-        for value, exprs in zip(node.outputs, here.outputs, strict=True):
+        for value, exprs in zip(outputs, here.outputs, strict=True):
             if not exprs and value.shape is None:
                 # relations that name no output axis make a scalar
                 of_values[value] = [] if is_described else None

@@ -37,13 +37,23 @@ class Entry(NamedTuple):
     sources: tuple[Expr, ...] = ()
 
 
+class Visit(NamedTuple):
+    """A node of the graph as the walk saw it; onnx_ir's own properties take longer to read."""
+
+    node: ir.Node
+    key: str
+    """Of its op in the tables of rules."""
+    inputs: Sequence[ir.Value | None]
+    outputs: Sequence[ir.Value]
+
+
 class AxisMap:
     """Axes of all values and of all uses of constants."""
 
     def __init__(self, solver: Solver) -> None:
         self.solver = solver
-        self.visited: list[tuple[ir.Node, str]] = []
-        """Nodes in graph order with their keys in the tables of rules."""
+        self.visited: list[Visit] = []
+        """Nodes in graph order, without constants."""
         self.folds: list[FoldUse] = []
         self.indexings: list[IndexUse] = []
         self.of_values: dict[ir.Value, Sequence[Expr] | None] = {}
@@ -219,4 +229,4 @@ _PLAIN = frozenset(
     }
 )
 
-__all__ = ["AxisMap", "Entry", "FoldUse", "IndexUse", "constant", "constant_tensor"]
+__all__ = ["AxisMap", "Entry", "FoldUse", "IndexUse", "Visit", "constant", "constant_tensor"]

@@ -7,17 +7,30 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from secateur.graph_passes.names import node_name
-
 
 def replace_ints(node: ir.Node, slot: int, entries: Sequence[int]) -> None:
-    """Give ``node`` an integer constant of its own, of the type that stood there, as input."""
+    """Give ``node`` an integer constant, of the type that stood there, as input.
+
+    It is called by what it holds, and nodes that read the same numbers share it.
+    """
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    name = f"{node_name(node)}.input{slot}"
     old = node.inputs[slot]
     dtype = np.int32 if old is not None and old.dtype == ir.DataType.INT32 else np.int64
-    node.replace_input_with(slot, new_constant(graph, name, np.array(entries, dtype)))
+    array = np.array(entries, dtype)
+    name = f"sizes.{dtype.__name__}.{'.'.join([str(entry) for entry in entries])}"
+    there = graph.initializers.get(name)
+    if there is None or not _holds(there, array):
+        there = new_constant(graph, name, array)
+    node.replace_input_with(slot, there)
+
+
+def _holds(value: ir.Value, array: np.ndarray) -> bool:
+    """Tell whether an initialiser is that constant, whatever it is called."""
+    tensor = value.const_value
+    if tensor is None or value.is_graph_input() or value.is_graph_output():
+        return False
+    return tensor.dtype.numpy() == array.dtype and np.array_equal(tensor.numpy(), array)
 
 
 def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

@@ -105,10 +105,10 @@ def sizes_of(units: Iterable[tuple[Size, ...] | None]) -> Shapes:
     )
 
 
-def declared_ranks(node: ir.Node) -> tuple[int, ...]:
+def declared_ranks(outputs: Iterable[ir.Value]) -> tuple[int, ...]:
     """Number of axes per output that the file declares, -1 where it says nothing."""
-    shapes = [value.shape for value in node.outputs]
-    return tuple([-1 if shape is None else len(shape) for shape in shapes])
+    shapes = [value.shape for value in outputs]
+    return tuple([-1 if shape is None else len(shape.dims) for shape in shapes])
 
 
 def is_plain(node: ir.Node) -> bool:

@@ -190,11 +190,26 @@ def by_units_if_declared(rule: Rule) -> Rule:
     return rule
 
 
-def sees_units_only(rule: AxisRule, node: ir.Node) -> bool:
+_BODIES: set[AxisRule] = set()
+"""Rules marked with ``sees_bodies``."""
+
+
+def sees_bodies(rule: Rule) -> Rule:
+    """Say that a rule holds whatever the graphs inside a node do, and is asked about it."""
+    _BODIES.add(rule)
+    return rule
+
+
+def knows_bodies(rule: AxisRule) -> bool:
+    """Tell whether a rule is asked about nodes with graphs inside, by its mark."""
+    return rule in _BODIES
+
+
+def sees_units_only(rule: AxisRule, outputs: Iterable[ir.Value]) -> bool:
     """Tell whether a rule sees only which sizes are 1, by its mark."""
     if_declared = _BY_UNITS.get(rule)
     if if_declared:
-        shapes = [value.shape for value in node.outputs]
+        shapes = [value.shape for value in outputs]
         return all(shape is not None and ir.SymbolicDim not in map(type, shape) for shape in shapes)
     return if_declared is not None
 
@@ -231,6 +246,8 @@ __all__ = [
     "Unread",
     "by_units",
     "by_units_if_declared",
+    "knows_bodies",
     "op_key",
+    "sees_bodies",
     "sees_units_only",
 ]

@@ -42,7 +42,7 @@ def test_ranking_by_size_copies_no_weight_whole(model: ir.Model, criterion: str)
     assert peak < 8 * 512 * 4096 // 2, "half of one weight in float64"
 
 
-def test_scores_are_those_of_the_whole_weights(model: ir.Model) -> None:
+def test_scores_are_those_of_the_whole_weights_to_float32(model: ir.Model) -> None:
     analysis = analyse(model)
     (group,) = (group for group in analysis.groups if group.removable)
     first, second = (
@@ -50,4 +50,4 @@ def test_scores_are_those_of_the_whole_weights(model: ir.Model) -> None:
         for name in _SHAPES
     )
     scores = rank("l2", Context(analysis, (group,)))[group.name]
-    np.testing.assert_allclose(scores, (first**2).sum(0) + (second**2).sum(1), rtol=1e-12)
+    np.testing.assert_allclose(scores, (first**2).sum(0) + (second**2).sum(1), rtol=1e-7)
