@@ -16,7 +16,7 @@ from secateur.graph_passes.axes import AXIS_RULES
 from secateur.graph_passes.axes.rules.frozen import FROZEN
 
 FIRST, LAST = 11, 24
-_SUBGRAPHS = ("If", "Loop", "Scan")
+_SUBGRAPHS = ("If", "Loop")
 _RULES = "../../graph_passes/axes/rules/"
 _INTRODUCTION = f"""\
 # Operators

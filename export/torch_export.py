@@ -19,6 +19,7 @@ from secateur.export import (
     attention_translation,
     dimension_names,
     parameter_names,
+    scan_translation,
     simplify,
     sorting_translation,
     torchlib_cache,
@@ -219,6 +220,7 @@ def _translate(
         **attention_translation.translations(opset),
         **sorting_translation.translations(opset),
         **marker_translations(),
+        **scan_translation.translations(opset),
     }
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level

@@ -68,6 +68,7 @@ class Site:
         block: Residual stream behind the whole block, (B, N, D).
         after_attention: Residual stream behind the attention sub-layer, (B, N, D).
         width: D, 0 where it is not known.
+        attends: Whether there is attention at all; else all that is known is the stream.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Site:
     block: ir.Value
     after_attention: ir.Value
     width: int = 0
+    attends: bool = True
 
     def cut(self, at: Cut) -> ir.Value:
         """Return the value that a selection at this site reduces."""
@@ -111,15 +113,23 @@ def find_sites(model: ir.Model, axes: AxisMap | None = None) -> tuple[Site, ...]
     """
     known = axes if axes is not None else analyse_axes(model)
     order = list(model.graph)
-    found = [site for node in order if (site := _site(node, known)) is not None]
+    found = attention_sites(model, known)
     if not found:
         raise sums_over_tokens(order, known) or BadInputError(
             "the model has no attention block to select tokens at",
             got=_op_summary(order),
             wanted="MatMul -> Softmax -> MatMul, or an Attention node",
-            next_step="remove channels instead, or check that the right model was exported",
+            next_step="name the module behind which tokens leave, remove channels instead, or "
+            "check that the right model was exported",
         )
-    cut = [replace(site, width=_width(site, known)) for site in _with_cuts(found, order)]
+    return found
+
+
+def attention_sites(model: ir.Model, axes: AxisMap) -> tuple[Site, ...]:
+    """Find the attention blocks of a graph, () where there are none; see ``find_sites``."""
+    order = list(model.graph)
+    found = [site for node in order if (site := _site(node, axes)) is not None]
+    cut = [replace(site, width=_width(site, axes)) for site in _with_cuts(found, order)]
     return _with_names(cut)
 
 
@@ -372,4 +382,4 @@ def _op_summary(order: list[ir.Node]) -> str:
     return ", ".join(f"{n} {op}" for op, n in counts) or "an empty graph"
 
 
-__all__ = ["Cut", "Site", "find_sites", "site_named"]
+__all__ = ["Cut", "Site", "attention_sites", "find_sites", "site_named"]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.attention import Site, find_sites, site_named
+from secateur.graph_passes.attention import Site, attention_sites
 from secateur.graph_passes.axes import analyse_axes, node_name
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of, raise_opset
 from secateur.graph_passes.prepare import prepare
@@ -17,6 +17,7 @@ from secateur.graph_passes.selection.budget import Budget
 from secateur.graph_passes.selection.choice import Chosen, Selection
 from secateur.graph_passes.selection.flow import reads_shape_only
 from secateur.graph_passes.selection.region import Cut as CutPoint
+from secateur.graph_passes.stream_sites import site_at, stream_site
 from secateur.graph_passes.token_selection import Back, check_selectable, insert_at
 
 MARKER = ("secateur", "SelectTokens")
@@ -62,16 +63,20 @@ def lower_markers(
     copy.opset_imports.pop(MARKER[0], None)
     raise_opset(copy, SELECTION_OPSET)
     axes = analyse_axes(copy)
-    sites = find_sites(copy, axes)
+    sites = attention_sites(copy, axes)
     chosen: list[Chosen] = []
     for marker, cut in zip(markers, cuts, strict=True):
-        site = site_named(sites, cut.site)
+        site = site_at(copy, axes, cut.site)
+        if not site.attends:
+            site = stream_site(axes, cut.value, cut.site)
         options = json.loads(marker.attributes.get_string("options", "{}"))
         selection = Selection(
             site=cut.site,
             graph=trace(marker.attributes["by"].as_string(), site, opset_of(copy), options),
             budget=_budget(marker, is_input=is_input),
             expose_kept=expose_kept,
+            signals=_given(marker),
+            close_gaps=not site.attends,  # as the model does that drops tokens by itself
         )
         chosen.append((selection, site, cut))
     insert_at(copy, axes, chosen, sites=sites, back=Back(outputs))
@@ -91,6 +96,13 @@ def _bypass(marker: ir.Node, graph: ir.Graph) -> CutPoint:
     marked.replace_all_uses_with(hidden)
     graph.remove(marker, safe=True)
     return CutPoint(marker.attributes["site"].as_string(), hidden, readers)
+
+
+def _given(marker: ir.Node) -> dict[str, str]:
+    """Return the signals that the model hands over itself: names to values of the graph."""
+    names = json.loads(marker.attributes.get_string("given", "[]"))
+    values = marker.inputs[1:]
+    return {name: str(value.name) for name, value in zip(names, values, strict=True) if value}
 
 
 def _budget(marker: ir.Node, *, is_input: bool) -> Budget:

@@ -19,6 +19,7 @@ from secateur.graph_passes.axes import Expr, Sum, size
 from secateur.graph_passes.axes.expression import concatenation
 from secateur.graph_passes.selection.attention_rows import Row, Rows, as_heads
 from secateur.graph_passes.selection.budget import Tokens
+from secateur.graph_passes.selection.cut_points import returned_by
 from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.flow import descendants
 from secateur.graph_passes.selection.pictures import in_line, pictures_of
@@ -115,6 +116,14 @@ def _signal(context: Context, name: str) -> ir.Value:
             where=f"site {context.cut.site!r}",
             wanted=f"a value of the graph for {name!r}, or one of " + ", ".join(SIGNALS),
             next_step=f"name it in the recipe: signals: {{{name}: <value of the graph>}}",
+        )
+    if not context.site.attends and name not in _AT_THE_CUT:
+        raise BadInputError(
+            f"the selector reads the signal {name!r}, which this site cannot give",
+            where=f"site {context.cut.site!r}",
+            got="a module without attention",
+            wanted="hidden, accumulated, or a value of the graph",
+            next_step=f"name one in the recipe: signals: {{{name}: <value or module>}}",
         )
     value = SIGNALS[name](context)
     axes, window = _TOKEN_AXES.get(name, ()), context.window
@@ -217,12 +226,15 @@ def _given(context: Context, name: str) -> ir.Value:
         return _new_input(context, name, wanted.removeprefix(_NEW_INPUT))
     graph = context.emit.graph
     found = [value for value in (*graph.inputs, *_made(context)) if value.name == wanted]
-    if not found:
+    try:
+        found = found or [returned_by(context.regions.order, wanted)]
+    except BadInputError as error:
         raise BadInputError(
             f"the graph has no value {wanted!r} to take the signal {name!r} from",
             where=f"site {context.cut.site!r}",
-            next_step="name an input or an output of the graph, or input:<width> for a new one",
-        )
+            next_step="name an input, an output or a module of the graph, or input:<width> for a "
+            "new input",
+        ) from error
     producer = found[0].producer()
     behind = 0 if producer is None else context.regions.of.get(producer, 0)
     if behind > len(context.versions.kept):

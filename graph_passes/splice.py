@@ -9,6 +9,7 @@ import onnx_ir as ir
 from secateur.errors import BadInputError
 from secateur.graph_passes.axes import constant
 from secateur.graph_passes.selection.emit import Emitter
+from secateur.graph_passes.selection.flow import reads_shape_only
 
 MERGE_INPUTS = ("index", "valid_kept")
 """Inputs of a selector graph that are known only when the choice is made."""
@@ -55,6 +56,21 @@ class Splice:
     def has(self, name: str) -> bool:
         """Tell whether the selector has an output of that name."""
         return any(value.name == name for value in self._graph.outputs)
+
+    def follows_count(self) -> bool:
+        """Tell whether the method's own count comes of the budget's and of nothing else."""
+        signals = {value for value in self._graph.inputs if value.name not in _NO_SIGNALS}
+        waiting = [value for value in self._graph.outputs if value.name == "count_kept"]
+        seen: set[ir.Value] = set()
+        while waiting:
+            value = waiting.pop()
+            node = value.producer()
+            if value in seen:
+                continue
+            seen.add(value)
+            if node is not None and not reads_shape_only(node):
+                waiting.extend(_read(node))
+        return not seen & signals
 
     def result(self, name: str) -> ir.Value | None:
         """Return an output by name, None where the selector has none.

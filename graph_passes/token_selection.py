@@ -12,7 +12,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from secateur.errors import BadInputError, PreconditionError
-from secateur.graph_passes.attention import Site, find_sites, site_named
+from secateur.graph_passes.attention import Site, attention_sites
 from secateur.graph_passes.attention_steps import axes_of
 from secateur.graph_passes.axes import AxisMap, analyse_axes, size
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of, raise_opset
@@ -32,6 +32,7 @@ from secateur.graph_passes.selection.rewire import repair_shapes, rewire
 from secateur.graph_passes.selection.versions import Versions
 from secateur.graph_passes.selection.window import Window, window_of
 from secateur.graph_passes.shape_repair import restore_shapes
+from secateur.graph_passes.stream_sites import site_at
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ def insert_selections(
             the selections name as ``leaves``.
 
     Raises:
-        BadInputError: unknown site, no attention, a selector that does not fit.
+        BadInputError: unknown site, a selector that does not fit, or needs attention where
+            there is none.
         PreconditionError: a node behind a cut that tokens cannot be taken from.
     """
     copy = prepare(model)
@@ -115,10 +117,10 @@ class InsertTokenSelection(InPlacePass):
             return
         raise_opset(model, max(SELECTION_OPSET, *map(_selector_opset, self.selections)))
         axes = analyse_axes(model)
-        sites = find_sites(model, axes)
+        sites = attention_sites(model, axes)
         chosen = []
         for selection in self.selections:
-            site = site_named(sites, selection.site)
+            site = site_at(model, axes, selection.site)
             value = cut_value(model, site, selection.cut)
             cut = CutPoint(selection.site, value, _readers(model, value, selection))
             chosen.append((selection, site, cut))
@@ -198,14 +200,15 @@ def insert_at(
     regions = map_regions(model, axes, tuple(cut for _, _, cut in in_order), back.joins)
     protected = min(selection.budget.protected for selection, _, _ in in_order)
     emit = Emitter(model.graph)
-    pointers = Pointers(emit, regions)
+    pointers = Pointers(emit, regions, protected)
     windows = {
         cut.site: window_of(emit, regions, value_at(model, selection.among), cut.site)
         for selection, _, cut in in_order
         if selection.among
     }
     keeps_last = bool(windows) and not any(one.ends_inside for one in windows.values())
-    check_regions(regions, Always(protected, keeps_last), pointers.nodes)
+    may_close = all(selection.close_gaps for selection, _, _ in in_order)
+    check_regions(regions, Always(protected, keeps_last), pointers.nodes, may_close=may_close)
     _check_windows(in_order, windows, pointers)
     found = [crossing for crossing in crossings(regions) if crossing.node not in pointers.nodes]
     versions = Versions(emit, regions)
@@ -339,6 +342,8 @@ def _record(
         "adaptive": selection.is_adaptive,
         "cut": selection.cut,
         "among": selection.among,
+        "leaves": selection.leaves,
+        "close_gaps": selection.close_gaps,
         "signals": dict(selection.signals),
         "merges": kept.rows is not None,
         "score_output": None,

@@ -74,6 +74,7 @@ class Kept:
             ``index`` then says where each of them stands, and ``chosen`` what was chosen.
         chosen: What was chosen before merging; None where nothing is merged.
         inner: The same of the window that was selected from; None where that is all tokens.
+        in_order: Whether kept tokens stand in their order.
     """
 
     index: ir.Value
@@ -85,6 +86,7 @@ class Kept:
     rows: ir.Value | None = None
     chosen: Kept | None = None
     inner: Kept | None = None
+    in_order: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +154,14 @@ def finite(emit: Emitter, score: ir.Value) -> ir.Value:
     return emit.op("Where", is_number, score, lowest)
 
 
-def keep(emit: Emitter, score: ir.Value, tokens: Tokens, amount: Amount, *, by_score: bool) -> Kept:
+def keep(
+    emit: Emitter,
+    score: ir.Value,
+    tokens: Tokens,
+    amount: Amount,
+    *,
+    standing: ir.Value | None = None,
+) -> Kept:
     """Emit everything between the score and the kept positions.
 
     Args:
@@ -160,11 +169,14 @@ def keep(emit: Emitter, score: ir.Value, tokens: Tokens, amount: Amount, *, by_s
         score: (B, N) float32, larger is kept.
         tokens: What is selected from.
         amount: How many stay; its length has been named.
-        by_score: Whether kept tokens stand by descending score, not in their order.
+        standing: (B, N) float32, by which kept tokens stand, largest first; None where they
+            stay in their order.
     """
     valid = slots_in_use(emit, amount)
-    kept = Kept(score, valid, amount.length, tokens.length, amount.counts)
-    return replace(kept, index=positions(emit, score, kept, by_score=by_score))
+    kept = Kept(
+        score, valid, amount.length, tokens.length, amount.counts, in_order=standing is None
+    )
+    return replace(kept, index=positions(emit, score, kept, standing))
 
 
 def slots_in_use(emit: Emitter, amount: Amount) -> ir.Value | None:
@@ -180,8 +192,10 @@ def slots_in_use(emit: Emitter, amount: Amount) -> ir.Value | None:
     return emit.op("Less", slots, amount.counts)
 
 
-def positions(emit: Emitter, score: ir.Value, kept: Kept, *, by_score: bool) -> ir.Value:
-    """(B, N) scores -> (B, K) positions of the largest, in their order or by score.
+def positions(
+    emit: Emitter, score: ir.Value, kept: Kept, standing: ir.Value | None = None
+) -> ir.Value:
+    """(B, N) scores -> (B, K) positions of the largest, in their order or as ``standing`` says.
 
     Empty slots point at the last position, so that they sort behind every token and no
     backend's order among padding can show.
@@ -190,10 +204,21 @@ def positions(emit: Emitter, score: ir.Value, kept: Kept, *, by_score: bool) -> 
     if kept.valid is not None:
         last = emit.op("Sub", kept.before, emit.ints(1))
         index = emit.op("Where", kept.valid, index, last)
-    if by_score:
+    if standing is score:
         return index
+    if standing is not None:
+        return _reordered(emit, index, standing, kept)
     order = {"axis": 1, "largest": 0}
     return emit.node("TopK", (index, kept.length), dict(order), outputs=2)[0]
+
+
+def _reordered(emit: Emitter, index: ir.Value, standing: ir.Value, kept: Kept) -> ir.Value:
+    """(B, K) positions, largest of ``standing`` first, empty slots behind."""
+    mine = emit.op("GatherND", standing, emit.unsqueeze(index, (2,)), batch_dims=1)
+    if kept.valid is not None:
+        mine = emit.op("Where", kept.valid, mine, emit.number(-np.inf, ir.DataType.FLOAT))
+    places = emit.node("TopK", (mine, kept.length), {"axis": 1}, outputs=2)[1]
+    return emit.op("GatherND", index, emit.unsqueeze(places, (2,)), batch_dims=1)
 
 
 def own_amount(emit: Emitter, tokens: Tokens, count: ir.Value, protected: int) -> Amount:
@@ -210,6 +235,12 @@ def own_amount(emit: Emitter, tokens: Tokens, count: ir.Value, protected: int) -
     wanted = emit.op("Max", emit.unsqueeze(count, (1,)), least)
     counts = emit.op("Min", wanted, most)
     return Amount(counts, _widest(emit, counts, tokens))
+
+
+def equal_amount(emit: Emitter, amount: Amount) -> Amount:
+    """The same where every sample keeps equally many, so that no slot is empty."""
+    assert amount.counts is not None
+    return Amount(None, emit.op("ReduceMax", amount.counts, emit.ints(0), keepdims=0))
 
 
 def amount_of(emit: Emitter, tokens: Tokens, budget: Budget, site: str) -> Amount:
@@ -277,6 +308,7 @@ __all__ = [
     "Tokens",
     "amount_of",
     "count_valid",
+    "equal_amount",
     "finite",
     "keep",
     "own_amount",

@@ -11,6 +11,7 @@ from secateur.graph_passes.axes import Expr, Size, constant, leaves, node_name, 
 from secateur.graph_passes.axes.shape_values import SHAPE_SLOTS
 from secateur.graph_passes.selection.flow import descendants
 from secateur.graph_passes.selection.folds import check_folds
+from secateur.graph_passes.selection.neighbours import GAPS_HINT, neighbours
 from secateur.graph_passes.selection.region import Regions, refusal
 
 _LONG = 2**31 - 1
@@ -29,18 +30,26 @@ class Always:
     last: bool = False
 
 
-def check_regions(regions: Regions, always: Always, followed: frozenset[ir.Node]) -> None:
+def check_regions(
+    regions: Regions,
+    always: Always,
+    followed: frozenset[ir.Node],
+    *,
+    may_close: bool = False,
+) -> None:
     """Check all that stands behind the cuts.
 
     Args:
         regions: The chain of cuts.
         always: Tokens that every selection keeps.
         followed: Nodes that read one token whose position is counted again.
+        may_close: Whether tokens that stay may become neighbours.
 
     Raises:
         PreconditionError: a node that reads dropped tokens, counts tokens or mixes them.
     """
-    _check_reasons(regions, followed)
+    beside = neighbours(regions)
+    _check_reasons(regions, followed | (beside if may_close else frozenset()), beside)
     _check_whole(regions)
     check_folds(regions)
     for node, _ in regions.in_region():
@@ -48,14 +57,22 @@ def check_regions(regions: Regions, always: Always, followed: frozenset[ir.Node]
             continue
         if node.op_type == "Slice":
             _check_slice(node, regions, always)
-        elif node.op_type == "Gather":
+        elif node.op_type == "Gather" and node not in followed:
             _check_gather(node, regions, always)
         elif node.op_type not in _SPELLED_AGAIN:
             _check_spelled(node, regions)
 
 
-def _check_reasons(regions: Regions, followed: frozenset[ir.Node]) -> None:
-    """Whatever the axis analysis could not explain behind a cut is refused."""
+def _check_reasons(
+    regions: Regions, explained: frozenset[ir.Node], beside: frozenset[ir.Node]
+) -> None:
+    """Whatever the axis analysis could not explain behind a cut is refused.
+
+    Args:
+        regions: The chain of cuts.
+        explained: Nodes that are right all the same.
+        beside: Nodes that could be, where gaps may close.
+    """
     behind = {node_name(node): node for node, _ in regions.in_region()}
     everywhere = {node_name(node): node for node in regions.order}
     for atom in leaves(regions.tokens):
@@ -64,10 +81,10 @@ def _check_reasons(regions: Regions, followed: frozenset[ir.Node]) -> None:
                 _check_counted(everywhere.get(reason.node), regions)
                 continue
             node = behind.get(reason.node)
-            if node is None or node in followed:
+            if node is None or node in explained:
                 continue
             if node.op_type not in _CHECKED_HERE:
-                raise refusal(regions, node, reason.text)
+                raise refusal(regions, node, reason.text, GAPS_HINT if node in beside else "")
 
 
 def _check_whole(regions: Regions) -> None:

@@ -20,6 +20,7 @@ from secateur.graph_passes.selection.budget import (
     Tokens,
     amount_of,
     count_valid,
+    equal_amount,
     finite,
     keep,
     own_amount,
@@ -58,6 +59,8 @@ class Selection:
             select from where they are a part of what is cut; "" for all of them.
         leaves: A value, or the path of a module that returns one, with a row per token: what
             a token that leaves here has where tokens are put back; "" for its hidden state.
+        close_gaps: Whether tokens that stay are neighbours from there on, for what reads
+            neighbours: a convolution or a scan along the tokens. Refused where it is not said.
     """
 
     site: str
@@ -68,6 +71,7 @@ class Selection:
     signals: Mapping[str, str] = field(default_factory=dict)
     among: str = ""
     leaves: str = ""
+    close_gaps: bool = False
 
     @property
     def options(self) -> dict[str, object]:
@@ -135,14 +139,20 @@ def choose(chosen: Chosen, around: Surroundings) -> Kept:
     own = selector.result("count_kept")
     assert score is not None
     if own is not None:
+        is_equal = amount is not None and amount.counts is None and selector.follows_count()
         amount = own_amount(emit, tokens, own, always)
+        if is_equal:
+            amount = equal_amount(emit, amount)
     assert amount is not None
     amount = _named_amount(amount, cut.site)
-    score = _ranked(score, tokens, selection, around)
+    first = protect(emit, finite(emit, score), tokens, selection.budget.protected)
+    score = _ranked(first, tokens, around)
     named(score, f"{cut.site}.score")
     biased = emit.op("Add", score, _bias(emit, cut.site))
-    by_score = selection.graph.metadata_props.get(_ORDER_KEY) == "score"
-    kept = keep(emit, biased, tokens, amount, by_score=by_score)
+    standing = None
+    if selection.graph.metadata_props.get(_ORDER_KEY) == "score":
+        standing = first if len(around.pointers) else biased
+    kept = keep(emit, biased, tokens, amount, standing=standing)
     if kept.valid is not None:
         named(kept.valid, f"{cut.site}.valid")
     hidden = signals.hidden(context)
@@ -213,12 +223,9 @@ def _named_amount(amount: Amount, site: str) -> Amount:
     return amount
 
 
-def _ranked(
-    score: ir.Value, tokens: Tokens, selection: Selection, around: Surroundings
-) -> ir.Value:
-    """Put protected tokens above, padding below all others."""
+def _ranked(score: ir.Value, tokens: Tokens, around: Surroundings) -> ir.Value:
+    """Put tokens that are pointed at above, padding below all others."""
     emit = around.emit
-    score = protect(emit, finite(emit, score), tokens, selection.budget.protected)
     score = around.pointers.protect(score, tokens.length)
     if tokens.valid is None:
         return score

@@ -40,16 +40,21 @@ def value_at(model: ir.Model, at: str) -> ir.Value:
     for value in (*model.graph.inputs, *(v for node in model.graph for v in node.outputs)):
         if value.name == at:
             return value
-    return _returned(model, at)
+    return returned_by(list(model.graph), at)
 
 
-def _returned(model: ir.Model, path: str) -> ir.Value:
-    """Return the last value of a module that something outside it reads."""
-    paths = {node: module_path(node) for node in model.graph}
+def returned_by(order: list[ir.Node], path: str) -> ir.Value:
+    """Return the last value of a module that something outside it reads.
+
+    Raises:
+        BadInputError: none of the nodes is of that module.
+    """
+    paths = {node: module_path(node) for node in order}
     inside = [node for node, name in paths.items() if _is_under(name, path)]
     for node in reversed(inside):
         for value in node.outputs:
-            outside = [user for user, _ in readers(value) if not _is_under(paths[user], path)]
+            users = [user for user, _ in readers(value)]
+            outside = [user for user in users if not _is_under(paths.get(user, ""), path)]
             if outside or value.is_graph_output():
                 return value
     known = sorted(set(paths.values()) - {""})
@@ -65,4 +70,4 @@ def _is_under(name: str, path: str) -> bool:
     return name == path or name.startswith(f"{path}.") or name.endswith(f".{path}")
 
 
-__all__ = ["cut_value", "value_at"]
+__all__ = ["cut_value", "returned_by", "value_at"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from secateur.graph_passes.axes import FoldUse, Port
+from secateur.graph_passes.selection.neighbours import blanks
 from secateur.graph_passes.selection.neutral import Fill, Neutral, fill_of, transfers
 from secateur.graph_passes.selection.region import Regions, refusal
 
@@ -54,7 +55,7 @@ def requests(regions: Regions, region: int) -> Requests:
     Raises:
         PreconditionError: a fold for which there is no neutral element and no rewriting.
     """
-    made = Requests()
+    made = Requests(direct=blanks(regions, region))
     zeroed: set[ir.Node] = set()
     for fold in regions.axes.folds:
         if regions.of.get(fold.node) != region:

@@ -1,7 +1,7 @@
-"""Tokens that a model reads at a computed position: the end of a text, a mask token.
+"""Tokens read at a position that moves: the end of a text, a class token in the middle.
 
-Such a token is protected at every selection, and the position is counted again: how many
-kept tokens stand before it.
+Such a token is protected at every selection, and the position is counted again: where it stands
+among the kept tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from secateur.graph_passes.axes import constant
 from secateur.graph_passes.selection.budget import Kept
 from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.region import Regions
@@ -18,11 +19,12 @@ from secateur.graph_passes.selection.region import Regions
 
 @dataclass(frozen=True, slots=True)
 class Pointer:
-    """One read of one token per sample: ``node`` is a GatherND on (B, N, ...).
+    """One read of one token per sample.
 
     Attributes:
-        node: The read, behind a cut.
-        position: (B, 1) int64, made before the cuts.
+        node: The read, behind a cut: a GatherND on (B, N, ...), or a Gather with one constant
+            position, which becomes one.
+        position: (B, 1) int64, made before the cuts, or (1, 1) for all samples.
         beside: The batch numbers that stand beside the position in the index; None where
             the GatherND goes sample by sample.
     """
@@ -35,12 +37,12 @@ class Pointer:
 class Pointers:
     """Follows all computed positions of a graph through its cuts."""
 
-    def __init__(self, emit: Emitter, regions: Regions) -> None:
-        self.found = tuple(
-            pointer
+    def __init__(self, emit: Emitter, regions: Regions, protected: int = 0) -> None:
+        found = [
+            _pointer(node, region, regions) or _constant(emit, node, regions, protected)
             for node, region in regions.in_region()
-            if (pointer := _pointer(node, region, regions)) is not None
-        )
+        ]
+        self.found = tuple(pointer for pointer in found if pointer is not None)
         self._emit = emit
         self._regions = regions
         self._now = {pointer.position: pointer.position for pointer in self.found}
@@ -73,18 +75,51 @@ class Pointers:
         """
         emit = self._emit
         for origin, position in tuple(self._now.items()):
-            before = emit.op("Cast", emit.op("Less", kept.index, position), to=_INT64)
-            self._now[origin] = emit.op("ReduceSum", before, emit.ints(1), keepdims=1)
+            if kept.in_order:
+                before = emit.op("Cast", emit.op("Less", kept.index, position), to=_INT64)
+                self._now[origin] = emit.op("ReduceSum", before, emit.ints(1), keepdims=1)
+            else:
+                is_there = emit.op("Cast", emit.op("Equal", kept.index, position), to=_INT32)
+                self._now[origin] = emit.op("ArgMax", is_there, axis=1, keepdims=1)
         for pointer in self.found:
-            if self._regions.of[pointer.node] != region:
-                continue
-            index = self._now[pointer.position]
-            if pointer.beside is not None:
-                index = emit.op("Concat", pointer.beside, index, axis=-1)
-            pointer.node.replace_input_with(1, index)
+            if self._regions.of[pointer.node] == region:
+                self._read(pointer)
+
+    def _read(self, pointer: Pointer) -> None:
+        """Let a node read where its token is now."""
+        emit, node, index = self._emit, pointer.node, self._now[pointer.position]
+        if pointer.beside is not None:
+            index = emit.op("Concat", pointer.beside, index, axis=-1)
+        if node.op_type == "GatherND":
+            node.replace_input_with(1, index)
+            return
+        place = constant(node.inputs[1])
+        keeps_axis = place is not None and place.ndim == 1
+        rows = emit.unsqueeze(index, (2,)) if keeps_axis else index  # (B, 1, D), or (B, D)
+        made = emit.op("GatherND", node.inputs[0], rows, batch_dims=1)
+        made.type, made.shape = node.outputs[0].type, node.outputs[0].shape
+        node.outputs[0].replace_all_uses_with(made)
 
 
-_INT64 = ir.DataType.INT64.value
+_INT32, _INT64 = ir.DataType.INT32.value, ir.DataType.INT64.value
+
+
+def _constant(emit: Emitter, node: ir.Node, regions: Regions, protected: int) -> Pointer | None:
+    """One token that stands among the others: what leads them is protected by number."""
+    if node.domain or node.op_type != "Gather" or node.outputs[0].is_graph_output():
+        return None
+    data, values = regions.exprs(node, 0), constant(regions.inputs(node)[1])
+    if data is None or values is None or values.size != 1 or len(data) < 2:
+        return None
+    is_whole = regions.is_tokens(data[1]) and data[0] == regions.batch
+    if regions.edge(node, 0) != regions.of[node]:
+        return None
+    if node.attributes.get_int("axis", 0) % len(data) != 1 or not is_whole:
+        return None
+    position = int(values.reshape(-1)[0])
+    if position <= protected:
+        return None
+    return Pointer(node, emit.constant(np.array([[position]], dtype=np.int64)), None)
 
 
 def _pointer(node: ir.Node, region: int, regions: Regions) -> Pointer | None:

@@ -145,6 +145,7 @@ def widened(emit: Emitter, kept: Kept, window: Window, hidden: ir.Value) -> Kept
         counts=None if kept.counts is None else emit.op("Add", kept.counts, around),
         state=kept.state,
         inner=kept,
+        in_order=kept.in_order,
     )
     if kept.rows is None or kept.chosen is None:
         return made

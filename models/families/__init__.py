@@ -6,6 +6,7 @@ from secateur.models.families import (  # noqa: F401
     llava,
     siglip,
     torch_encoder,
+    vision_mamba,
     vit,
 )
 from secateur.models.families.core import FAMILIES, Adopter, FamilyModel, Tokenizer

@@ -27,16 +27,21 @@ from secateur.models.selectors.core import Selection, ranks, selector
     cost="linear in the tokens: a sum over channels of an output that is there anyway",
     given={"ssm_out_backward": ("batch", "channels", "tokens")},
 )
-def score(ssm_out_backward: Tensor, valid: Tensor, count: Tensor) -> Selection:
+def score(
+    ssm_out_backward: Tensor, valid: Tensor, count: Tensor, *, flipped: bool = True
+) -> Selection:
     """Keep the class token in the middle and an even number of others around it.
 
     All tokens have to be there, an odd number with the class token in the middle; nothing
     leads, so that recipes set ``protected`` to 0.
 
     Args:
-        ssm_out_backward: (B, E, N), output of the scan that runs backwards, in its own order.
+        ssm_out_backward: (B, E, N), output of the scan that runs backwards.
         valid: (B, N) bool.
         count: (B,) int64; an even one is made odd.
+        flipped: Whether that output stands in the order of its scan, the last token first, as
+            in the published code; False where it stands in the order of the tokens, as in
+            ``models.families.vision_mamba``.
 
     Returns:
         Scores by which the kept tokens come in their order with the class token exactly in
@@ -47,6 +52,7 @@ def score(ssm_out_backward: Tensor, valid: Tensor, count: Tensor) -> Selection:
     position = torch.arange(n_tokens, device=valid.device)
     wanted = odd(count).clamp(max=n_tokens)
     made = channel_score(ssm_out_backward)
+    made = made if flipped else made.flip(1)
     place = ranks(made.masked_fill(position == middle, torch.inf))
     others = (place > 0) & (place < wanted[:, None])
     before = others.to(torch.int64).cumsum(dim=1) - 1

@@ -26,13 +26,16 @@ from secateur.graph_passes.axes.relations import (
 from secateur.graph_passes.axes.sizes import Size
 from secateur.graph_passes.axes.view import View
 
+_MIXES = "the convolution mixes neighbours in space"
+
 
 @AXIS_RULES.register("Conv")
 @by_units_if_declared
 def conv(view: View) -> Iterator[Relation]:
     """(B, G*I, *S), (G*O, I, *k), (G*O) -> (B, G*O, *S'): groups G; space stays frozen.
 
-    With a kernel of size 1, stride 1 and no padding space is carried.
+    With a kernel of size 1, stride 1 and no padding space is carried. Along a sequence whose
+    length it keeps, output n stands for token n, though it reads neighbours.
     """
     yield from conv_like(view, 1, (Port(2, 0),) if view.has(2) else ())
 
@@ -65,11 +68,13 @@ def conv_like(view: View, slot: int, per_channel: tuple[Port, ...]) -> Iterator[
     for axis in range(2, len(weight)):
         if pointwise:
             yield Same((Port(0, axis), Port(OUT, axis)))
+            continue
+        if _is_sequence(view, len(weight)):
+            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield Frozen(Port(0, axis), _MIXES)
         else:
-            yield from _space(
-                axis, "the convolution mixes neighbours in space", _extent(view, axis, weight[axis])
-            )
-            yield Frozen(Port(slot, axis), "it is the extent of a kernel")
+            yield from _space(axis, _MIXES, _extent(view, axis, weight[axis]))
+        yield Frozen(Port(slot, axis), "it is the extent of a kernel")
 
 
 def _extent(view: View, axis: int, kernel: Size) -> Size | None:
@@ -84,6 +89,16 @@ def _extent(view: View, axis: int, kernel: Size) -> Size | None:
     dilation = (view.attribute_ints("dilations") or (1,) * n)[i]
     pads = view.attribute_ints("pads") or (0,) * (2 * n)
     return (before + pads[i] + pads[i + n] - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _is_sequence(view: View, rank: int) -> bool:
+    """Tell whether there is one axis in space, and as many outputs along it as inputs."""
+    kernel, pads = view.attribute_ints("kernel_shape"), view.attribute_ints("pads") or (0, 0)
+    if rank != 3 or not kernel or view.string("auto_pad", "NOTSET") != "NOTSET":
+        return False
+    stride = (view.attribute_ints("strides") or (1,))[0]
+    dilation = (view.attribute_ints("dilations") or (1,))[0]
+    return stride == 1 and sum(pads) == dilation * (kernel[0] - 1)
 
 
 def _is_pointwise(view: View, kernel: tuple[object, ...]) -> bool:

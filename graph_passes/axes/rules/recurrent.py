@@ -14,13 +14,17 @@ from secateur.graph_passes.axes.relations import (
     REWRITES,
     Blocks,
     Fold,
+    Fresh,
     Frozen,
     Port,
     Relation,
     Same,
+    sees_bodies,
 )
 from secateur.graph_passes.axes.view import View
 
+_STEPS = "a step of the recurrence needs the one before it"
+_BODY = "the graph inside reads or makes it"
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _W, _R, _B, _PEEPHOLES = 1, 2, 3, 7
 _LETTERS = {0: "TNI", 1: "D.I", 2: "D.H", 3: "D.", 4: "N", 5: "DNH", 6: "DNH", 7: "D.",
@@ -41,7 +45,7 @@ def recurrent(view: View) -> Iterator[Relation]:
     ports = _ports(view)
     for letter in "TNDHI":
         yield Same(tuple(ports[letter]))
-    yield Frozen(ports["T"][0], "a step of the recurrence needs the one before it")
+    yield Frozen(ports["T"][0], _STEPS)
     yield Frozen(ports["D"][0], "the directions are an attribute")
     yield Fold(tuple(ports["I"]), neutral=0.0)
     yield Fold((Port(_R, 2),), neutral=0.0)
@@ -73,4 +77,49 @@ def hidden_size(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     node.attributes["hidden_size"] = ir.AttrInt64("hidden_size", kept)
 
 
-__all__ = ["hidden_size", "recurrent"]
+@AXIS_RULES.register("Scan")
+@sees_bodies
+def scan(view: View) -> Iterator[Relation]:
+    """States (...), X (..., T, ...) -> states (...), Y (..., T, ...): a step of X makes one of Y.
+
+    All stay frozen. Where some run backwards and others do not, T is no axis of the outputs.
+    """
+    along = _scanned(view)
+    ways = {
+        way
+        for name in ("scan_input_directions", "scan_output_directions")
+        for way in view.attribute_ints(name) or (0,)
+    }
+    if len(ways) == 1 and along:
+        yield Same(along)
+    yield from (Frozen(port, _STEPS) for port in along if port.slot >= 0)
+    for slot in range(len(view)):
+        for axis in range(view.rank(slot) or 0):
+            if Port(slot, axis) not in along:
+                yield Frozen(Port(slot, axis), _BODY)
+    for i in range(len(view.node.outputs)):
+        for axis in range(len(view.shape(~i) or ())):
+            if len(ways) > 1 or Port(~i, axis) not in along:
+                yield Fresh(Port(~i, axis))
+                yield Frozen(Port(~i, axis), _BODY)
+
+
+def _scanned(view: View) -> tuple[Port, ...]:
+    """Return the axes of a Scan that its steps go along, those of inputs first."""
+    n_scanned = view.integer("num_scan_inputs", 0)
+    n_states = len(view) - n_scanned
+    found = []
+    for name, slots in (
+        ("scan_input_axes", range(n_states, len(view))),
+        ("scan_output_axes", range(n_states, len(view.node.outputs))),
+    ):
+        axes = view.attribute_ints(name) or (0,) * len(slots)
+        for axis, slot in zip(axes, slots, strict=True):
+            slot_or_output = slot if name == "scan_input_axes" else ~slot
+            rank = len(view.shape(slot_or_output) or ())
+            if rank:
+                found.append(Port(slot_or_output, axis % rank))
+    return tuple(found)
+
+
+__all__ = ["hidden_size", "recurrent", "scan"]

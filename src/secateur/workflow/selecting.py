@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.attention import Site, find_sites, site_named
+from secateur.graph_passes.attention import Site
+from secateur.graph_passes.axes import analyse_axes
 from secateur.graph_passes.lowering import Options, has_markers, lower_markers
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of
 from secateur.graph_passes.selection.budget import Budget
 from secateur.graph_passes.selection.cut_points import cut_value
+from secateur.graph_passes.stream_sites import site_at
 from secateur.graph_passes.token_selection import Selection, insert_selections
 from secateur.workflow.golden import site_records
 from secateur.workflow.results import SelectionRow
@@ -35,6 +37,11 @@ class Select:
     ``among`` names a value or a module whose tokens alone are selected from, such as the
     projector of a picture whose tokens stand between words. ``leaves`` names what a token that
     leaves here has where all are put back (``restore``), such as what an early head says of it.
+    ``close_gaps`` says that tokens that stay are neighbours from there on, which a state-space
+    model or a convolution along the tokens needs to be told.
+
+    ``site`` is an attention block, or a module that returns hidden states: there a selector may
+    read these, and values of the graph, but no attention.
     """
 
     site: str
@@ -47,6 +54,7 @@ class Select:
     signals: Mapping[str, str] = field(default_factory=dict)
     among: str = ""
     leaves: str = ""
+    close_gaps: bool = False
 
     def __post_init__(self) -> None:
         whole = isinstance(self.keep, int) and not isinstance(self.keep, bool) and self.keep >= 1
@@ -79,7 +87,7 @@ def select_tokens(
     names the values or modules at which all tokens are put back, dropped ones as they left.
 
     Raises:
-        BadInputError: no attention, a site that the model lacks, an unknown selector, sites
+        BadInputError: a site that the model lacks, an unknown selector, sites
             for a model that has its own.
         PreconditionError: a node behind a cut that tokens cannot be taken from.
     """
@@ -92,11 +100,10 @@ def select_tokens(
                 next_step="its shares are inputs of the finished graph: set them there",
             )
         return lower_markers(model, _trace, expose_kept=True)
-    sites = find_sites(model)
-    found = [(site_named(sites, one.site), one) for one in selections]
-    nodes = [site.node for site in sites]
-    first = min((nodes.index(site.node) for site, _ in found), default=0)
-    made = [_selection(model, site, one, sees_all=site.node is nodes[first]) for site, one in found]
+    axes, order = analyse_axes(model), list(model.graph)
+    found = [(site_at(model, axes, one.site), one) for one in selections]
+    first = min((order.index(site.node) for site, _ in found), default=0)
+    made = [_selection(model, site, one, sees_all=site.node is order[first]) for site, one in found]
     return insert_selections(model, tuple(made), restore=tuple(restore))
 
 
@@ -123,6 +130,7 @@ def _selection(model: ir.Model, site: Site, wanted: Select, *, sees_all: bool) -
         signals=wanted.signals,
         among=wanted.among,
         leaves=wanted.leaves,
+        close_gaps=wanted.close_gaps,
     )
 
 
