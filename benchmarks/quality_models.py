@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.calibration.activations import observe
 from secateur.export.torch_export import from_torch
@@ -44,7 +45,8 @@ def digits_cnn() -> Case:
     digits = _digits()
     torch.manual_seed(0)
     net = _train_digits(network.DigitsCNN(), digits, epochs=12)
-    graph = from_torch(net, {"images": digits[0][:4]}, {"images": {0: "batch"}})
+    axes = {"images": {0: "batch"}}  # batch norms stay, for criteria and gradients that need them
+    graph = from_torch(net, {"images": digits[0][:4]}, axes, for_training=True)
     return _digits_case("digits CNN", (net, graph), digits, ("channels",))
 
 
@@ -80,6 +82,8 @@ def language_model() -> Case:
     random = [{"ids": rng.integers(0, 128, (16, 64))} for _ in range(6)]
     parts = train[: 96 * 65].reshape(6, 16, 65)
     losses = (F.cross_entropy(net(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten()) for x in parts)
+    with sdpa_kernel(SDPBackend.MATH):
+        arrays = _gradients(net, losses)
     return Case(
         "causal LM",
         graph,
@@ -89,7 +93,7 @@ def language_model() -> Case:
         bits,
         "bits per character",
         higher_is_better=False,
-        arrays=_gradients(net, losses),
+        arrays=arrays,
     )
 
 
@@ -212,19 +216,23 @@ def _train_digits(net: nn.Module, digits: tuple[Tensor, ...], epochs: int) -> nn
 
 
 def _gradients(net: nn.Module, losses: Iterator[Tensor]) -> Batch:
-    """Mean gradients by parameter name, and under ``NAME@fisher`` the mean of their squares."""
-    sums = {name: np.zeros(tuple(p.shape), np.float32) for name, p in net.named_parameters()}
-    squares, count = {name: array.copy() for name, array in sums.items()}, 0
-    for loss in losses:
-        net.zero_grad()
-        loss.backward()
-        count += 1
-        for name, parameter in net.named_parameters():
-            gradient = parameter.grad.numpy()
-            sums[name] += gradient
-            squares[name] += gradient**2
-    found = {name: array / count for name, array in sums.items()}
-    return found | {f"{name}@fisher": array / count for name, array in squares.items()}
+    """Mean gradients by parameter name, means of their squares, and Hessian times gradient."""
+    names, parameters = zip(*net.named_parameters(), strict=True)
+    kinds = ("", "@fisher", "@hessian")
+    found = {f"{n}{kind}": torch.zeros_like(p) for n, p in net.named_parameters() for kind in kinds}
+    parts = list(losses)
+    whole = sum(parts[1:], start=parts[0]) / len(parts)
+    mean = torch.autograd.grad(whole, parameters, create_graph=True)
+    flow = sum((g.detach() * g).sum() for g in mean)
+    curved = torch.autograd.grad(flow, parameters, retain_graph=True, allow_unused=True)
+    for name, gradient, product in zip(names, mean, curved, strict=True):
+        found[name] += gradient.detach()
+        found[f"{name}@hessian"] += 0 if product is None else product
+    for part in parts:
+        own = torch.autograd.grad(part, parameters, retain_graph=True)
+        for name, gradient in zip(names, own, strict=True):
+            found[f"{name}@fisher"] += gradient**2 / len(parts)
+    return {name: array.detach().numpy() for name, array in found.items()}
 
 
 def _digits_case(
@@ -242,7 +250,9 @@ def _digits_case(
     noise = [{"images": rng.random((64, 1, 8, 8), np.float32)} for _ in range(4)]
     made_up = {"noise": noise, "blobs": [{"images": _blobs(one["images"])} for one in noise]}
     parts = zip(images[:256].split(16), targets[:256].split(16), strict=True)
-    arrays = _gradients(net, (F.cross_entropy(net(x), y) for x, y in parts))
+    with sdpa_kernel(SDPBackend.MATH):  # the only one that can be differentiated twice
+        arrays = _gradients(net, (F.cross_entropy(net(x), y) for x, y in parts))
+    arrays["labels"] = targets[:256].numpy()
     return Case(name, graph, roles, data, made_up, accuracy, "accuracy", arrays=arrays)
 
 

@@ -34,9 +34,11 @@ from secateur.workflow.counting import parameter_count
 RESULTS = Path(__file__).resolve().parent / "results"
 RATIOS = (0.25, 0.5, 0.7)
 IMPORTANCE = (
-    *("random", "l1", "l2", "group_norm", "lamp", "fpgm", "bn_scale"),
-    *("apoz", "hrank", "output_norm", "spatten", "wanda", "cfsp", "flap", "obd", "obs", "tyr"),
-    *("taylor", "taylor_joint", "snip", "fisher", "obspa", "obspa (noise)", "obspa (blobs)"),
+    *("random", "l1", "l2", "group_norm", "lamp", "fpgm", "bn_scale", "synflow"),
+    *("apoz", "hrank", "output_norm", "top1_usage", "spatten", "relevance"),
+    *("wanda", "cfsp", "flap", "obd", "obs", "tyr"),
+    *("taylor", "taylor_joint", "snip", "grasp", "fisher"),
+    *("obspa", "obspa (noise)", "obspa (blobs)"),
 )
 COMPENSATION = ("none", "bias", "obspa_sweep", "obspa", "least_squares")
 DRAWS = 3

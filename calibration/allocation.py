@@ -12,9 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.calibration.importance.aggregation import check_names, normalise
+from secateur.calibration.search.evolution import Evolution
 from secateur.errors import BadInputError
 from secateur.units import Normalise
 
+Scope = Literal["local", "global", "cfsp", "tyr"]
+SCOPES: tuple[Scope, ...] = ("local", "global", "cfsp", "tyr")
 _ROUNDING = 1e-9
 """What binary fractions may be off: 4 * (1 - 0.25) units are 3."""
 _Scores = Mapping[str, NDArray[np.float64]]
@@ -26,8 +29,9 @@ class Allocation:
 
     ratio: float
     """Share of the units that is removed, in (0, 1)."""
-    scope: Literal["local", "global"] = "local"
-    """Rank within each group, or over all groups together."""
+    scope: Scope = "local"
+    """Rank within each group, or over all groups together; or first share out what goes over the
+    groups: ``cfsp`` by how far each layer turns its tokens, ``tyr`` by an evolutionary search."""
     round_to: int = 1
     """Kept units of a group are a multiple of this, or all of them."""
     at_least: int = 0
@@ -38,6 +42,10 @@ class Allocation:
     """By what scores are divided before groups are compared, with scope ``global``."""
     limits: Mapping[str, float] = field(default_factory=dict)
     """Largest share that may go, by name of a group or pattern (``*layer.0*``); 0: none."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Share of each group that goes instead of ``ratio``, by its name, but with ``global``."""
+    search: Evolution = field(default_factory=Evolution)
+    """How long ``tyr`` searches, and where it keeps what it found."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.ratio < 1.0:
@@ -47,8 +55,8 @@ class Allocation:
                 wanted="more than 0 and less than 1: 0.25 removes a quarter",
                 next_step="to remove whole layers, ask for blocks" if self.ratio == 1 else "",
             )
-        if self.scope not in {"local", "global"}:
-            raise BadInputError(f"unknown scope {self.scope!r}", wanted="local or global")
+        if self.scope not in SCOPES:
+            raise BadInputError(f"unknown scope {self.scope!r}", wanted=" or ".join(SCOPES))
         if self.round_to < 1 or self.at_least < 0:
             raise BadInputError(
                 "round_to and at_least count units",
@@ -90,10 +98,10 @@ def allocate(scores: _Scores, allocation: Allocation) -> dict[str, tuple[int, ..
             that is not there.
     """
     _check_limits(scores, allocation)
-    if allocation.scope == "local":
-        counts = _local(scores, allocation)
-    else:
+    if allocation.scope == "global":
         counts = _global(scores, allocation)
+    else:
+        counts = _local(scores, allocation)
     kept = {
         name: best(values, _count(name, counts[name], len(values), allocation))
         for name, values in scores.items()
@@ -151,7 +159,8 @@ def weakest(scores: _Scores, share: float) -> dict[str, tuple[int, ...]]:
 
 
 def _local(scores: _Scores, allocation: Allocation) -> dict[str, float]:
-    return {name: len(values) * (1 - allocation.ratio) for name, values in scores.items()}
+    shares = {name: allocation.shares.get(name, allocation.ratio) for name in scores}
+    return {name: len(values) * (1 - shares[name]) for name, values in scores.items()}
 
 
 def _global(scores: _Scores, allocation: Allocation) -> dict[str, float]:
@@ -179,4 +188,4 @@ def _global(scores: _Scores, allocation: Allocation) -> dict[str, float]:
     return kept
 
 
-__all__ = ["Allocation", "allocate", "best", "weakest"]
+__all__ = ["SCOPES", "Allocation", "Scope", "allocate", "best", "weakest"]

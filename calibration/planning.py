@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from secateur.calibration.allocation import Allocation, allocate
 from secateur.calibration.block_choice import choose_blocks
+from secateur.calibration.block_shares import block_shares
 from secateur.calibration.importance import Batches, Context, Scoring, rank
+from secateur.calibration.search.allocation import searched
 from secateur.errors import BadInputError
 from secateur.graph_passes.groups import Analysis, Group, analyse
 from secateur.graph_passes.plan import Plan, make_plan
@@ -24,7 +26,8 @@ class Ranking:
     importance: str = "l2"
     """A name in ``calibration.importance.CRITERIA``, or ``package.module:function``."""
     data: Batches = ()
-    """Batches of input arrays, for criteria that look at activations; read once."""
+    """Batches of input arrays, for criteria that look at activations; read once, and held in
+    memory where shares are measured too."""
     seed: int = 0
     scoring: Scoring = field(default_factory=Scoring)
     """For criteria that measure weights."""
@@ -60,15 +63,22 @@ def plan(
         blocks = choose_blocks(analysis.model, allocation, ranking.importance, seed=ranking.seed)
         return make_plan(analysis, {}, blocks=blocks)
     groups = removable(analysis, role, allow_inexact=allow_inexact)
+    data = list(ranking.data) if allocation.scope in {"cfsp", "tyr"} else ranking.data
     context = Context(
         analysis,
         groups,
-        ranking.data,
+        data,
         seed=ranking.seed,
         scoring=ranking.scoring,
         arrays=ranking.arrays,
     )
-    keep = allocate(rank(ranking.importance, context), allocation)
+    scores = rank(ranking.importance, context)
+    if allocation.scope == "cfsp":
+        shares = block_shares(analysis, groups, data, allocation.ratio)
+        allocation = replace(allocation, shares=shares)
+    keep = allocate(scores, allocation)
+    if allocation.scope == "tyr":
+        keep = searched(context, scores, keep, allocation)
     return make_plan(analysis, keep, allow_inexact=not all(group.exact for group in groups))
 
 

@@ -26,15 +26,7 @@ def write_weight(model: ir.Model, places: Sequence[Place], matrix: Array) -> Non
     value = places[0].weight_value
     old = constant_tensor(value)
     assert old is not None
-    shape = tuple(old.shape.numpy())
-    axis = places[0].weight_axis
-    moved = [shape[i] for i in range(len(shape)) if i != axis]
-    if places[0].kernel:  # (out, in * kernel) back to (out, in, *kernel), then the axis home
-        rows = matrix.reshape(moved[0], shape[axis], *moved[1:])
-        array = np.moveaxis(rows, 1, axis)
-    else:
-        array = np.moveaxis(matrix.reshape(*moved, shape[axis]), -1, axis)
-    fresh = np.ascontiguousarray(array.astype(old.dtype.numpy()))
+    fresh = laid_out(places[0], matrix)
     readers = {(place.node, place.weight_slot) for place in places}
     is_alone = {(use.node, use.idx) for use in value.uses()} == readers
     if is_alone and value.is_initializer() and not value.is_graph_output():
@@ -44,6 +36,22 @@ def write_weight(model: ir.Model, places: Sequence[Place], matrix: Array) -> Non
     name_copies(model, {copy.name or "": value.name or ""})
     for place in places:
         place.node.replace_input_with(place.weight_slot, copy)
+
+
+def laid_out(place: Place, matrix: Array) -> NDArray[np.generic]:
+    """Lay (out, in) numbers out like the weight of a place, in its type."""
+    old = constant_tensor(place.weight_value)
+    assert old is not None
+    shape = tuple(old.shape.numpy())
+    axis = place.weight_axis
+    moved = [shape[i] for i in range(len(shape)) if i != axis]
+    if place.kernel:  # (out, in * kernel) back to (out, in, *kernel), then the axis home
+        rows = matrix.reshape(moved[0], shape[axis], *moved[1:])
+        array = np.moveaxis(rows, 1, axis)
+    else:
+        array = np.moveaxis(matrix.reshape(*moved, shape[axis]), -1, axis)
+    fresh: NDArray[np.generic] = np.ascontiguousarray(array.astype(old.dtype.numpy()))
+    return fresh
 
 
 def add_bias(model: ir.Model, place: Place, bias: Array) -> None:
@@ -113,4 +121,4 @@ def _cast(bias: Array, place: Place) -> NDArray[np.generic]:
     return cast
 
 
-__all__ = ["add_bias", "write_weight"]
+__all__ = ["add_bias", "laid_out", "write_weight"]

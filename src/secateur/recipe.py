@@ -100,8 +100,11 @@ class Removal(_Strict):
     """Share of the units that goes, as in 0.25 of the heads."""
     importance: str = "l2"
     """Which criterion ranks the units; ``secateur methods`` lists them."""
-    scope: Literal["local", "global"] = "local"
-    """Rank within each layer, or over all layers together."""
+    scope: Literal["local", "global", "cfsp", "tyr"] = "local"
+    """Rank within each layer, or over all layers together; or first share out what goes: ``cfsp``
+    by how far each layer turns its tokens, ``tyr`` by an evolutionary search."""
+    journal: Path | None = None
+    """Where a search (``scope: tyr``) keeps what it found, so that it goes on when interrupted."""
     round_to: Positive = 1
     """Kept units per layer are a multiple of this."""
     at_least: Annotated[int, Field(ge=0)] = 0

@@ -85,6 +85,22 @@ def outputs(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray
     )[0]
 
 
+def test_a_search_over_layers_tells_its_progress_and_goes_on(prune, data, tmp_path, capsys):
+    journal = tmp_path / "search.jsonl"
+    options = ("--what=ffn", "--ratio=0.5", "--scope=tyr", f"--data={data}", f"--journal={journal}")
+    plan, _ = prune(*options)
+    assert "round 3, generation 6" in capsys.readouterr().err
+    lines = journal.read_text().splitlines()
+    assert prune(*options)[0] == plan
+    assert journal.read_text().splitlines() == lines  # nothing was evaluated again
+    assert sum(len(units) for units in plan["keep"].values()) == 3 * FFN // 2
+
+
+def test_shares_by_layer_reach_the_command(prune, data):
+    plan, _ = prune("--what=ffn", "--ratio=0.5", "--scope=cfsp", f"--data={data}")
+    assert len({len(units) for units in plan["keep"].values()}) > 1
+
+
 def test_a_criterion_of_activations_without_data_is_refused(prune):
     assert "needs data" in prune("--what=ffn", "--importance=wanda", code=2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Generator, Iterable, Sequence
@@ -69,6 +70,20 @@ class Steps:
             yield
         seconds = time.perf_counter() - start
         self._console.print(f"[green]✓[/green] {title} [dim]({seconds:.1f} s)[/dim]")
+
+    @contextmanager
+    def telling(self, logger: str) -> Generator[None]:
+        """Note what a logger says, its progress included, while the body runs."""
+        handler, heard = logging.Handler(logging.INFO), logging.getLogger(logger)
+        handler.emit = lambda record: self.note(record.getMessage())  # type: ignore[method-assign]
+        before = heard.level
+        heard.addHandler(handler)
+        heard.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            heard.removeHandler(handler)
+            heard.setLevel(before)
 
     def note(self, text: str) -> None:
         """A line worth reading between two steps."""

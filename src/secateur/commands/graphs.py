@@ -147,7 +147,8 @@ def prune(
     what: Unit = "heads",
     ratio: float = 0.25,
     importance: str = "l2",
-    scope: Literal["local", "global"] = "local",
+    scope: Literal["local", "global", "cfsp", "tyr"] = "local",
+    journal: Path | None = None,
     round_to: int = 1,
     at_least: int = 0,
     limit: Annotated[tuple[str, ...], Parameter(negative=())] = (),
@@ -177,7 +178,10 @@ def prune(
     importance
         Which criterion ranks the units; secateur methods lists them.
     scope
-        Rank within each layer, or over all layers together.
+        Rank within each layer, or over all layers together; or first share out what goes: cfsp by
+        how far each layer turns its tokens, tyr by an evolutionary search.
+    journal
+        Where a search keeps what it found, so that it goes on when interrupted.
     round_to
         Kept units per layer are a multiple of this.
     at_least
@@ -217,6 +221,7 @@ def prune(
         ratio=ratio,
         importance=importance,
         scope=scope,
+        journal=journal,
         round_to=round_to,
         at_least=at_least,
         limits=_limits(limit),
@@ -230,7 +235,7 @@ def prune(
     steps = Steps(quiet=json)
     with steps.step(f"open {model}"):
         loaded = load_model(model)
-    with steps.step("remove and prove"):
+    with steps.step("remove and prove"), steps.telling("secateur.workflow.pruning"):
         pruned = _pruned(loaded, wanted, _Given(data, arrays, compensate, given, plan_only))
     files = _save_pruned(pruned, output, plan_only=plan_only)
     if json:

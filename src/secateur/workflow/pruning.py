@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from secateur.calibration.compensation import compensate
 from secateur.calibration.importance import Scoring
 from secateur.calibration.planning import Ranking, combine
 from secateur.calibration.planning import plan as make_plan
+from secateur.calibration.search.evolution import Evolution
 from secateur.errors import BadInputError, ParityError
 from secateur.graph_passes.groups import Analysis, analyse
 from secateur.graph_passes.plan import Plan
@@ -24,6 +26,8 @@ from secateur.runtime.backend import Arrays
 from secateur.workflow.random_inputs import calibration_batches, made_up_batches
 from secateur.workflow.removal_proof import removal_proof
 from secateur.workflow.results import LayerRemoval, Proof
+
+logger = logging.getLogger(__name__)
 
 _WITHOUT_DATA = frozenset({"obspa"})
 """Criteria that random inputs serve, run through the whole network."""
@@ -154,6 +158,7 @@ def _plan_one(
         at_least=removal.at_least,
         normalise=removal.normalise,
         limits=removal.limits,
+        search=Evolution(journal=removal.journal, progress=logger.info),
     )
     if not batches and removal.importance in _WITHOUT_DATA:
         batches = calibration_batches(analysis.model)

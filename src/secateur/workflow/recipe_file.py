@@ -242,6 +242,10 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
     for name in ("plan", "arrays"):
         if (file := getattr(recipe, name)) is not None:
             changes[name] = folder / file
+    changes["remove"] = tuple(
+        one.model_copy(update={"journal": folder / one.journal}) if one.journal else one
+        for one in recipe.remove
+    )
     if recipe.data is not None:
         changes["data"] = _resolve_data(recipe.data, folder)
     return recipe.model_copy(update=changes)
