@@ -24,6 +24,11 @@ from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.flow import descendants
 from secateur.graph_passes.selection.pictures import in_line, pictures_of
 from secateur.graph_passes.selection.region import Cut, Regions
+from secateur.graph_passes.selection.site_signals import (
+    WITHOUT_ATTENTION,
+    check_attends,
+    check_class_token,
+)
 from secateur.graph_passes.selection.versions import Versions
 from secateur.graph_passes.selection.window import Window, inside
 from secateur.registry import Registry
@@ -49,6 +54,7 @@ class Context:
         layers: Which attention blocks up to the site signals of several layers are of, as
             Python counts: ``"16:"``, ``"8,-1"``.
         window: Where the tokens to select from stand, if they are not all at the cut.
+        class_token: Whether the user says that a class token leads the site's tokens.
     """
 
     emit: Emitter
@@ -61,6 +67,7 @@ class Context:
     given: Mapping[str, str] = field(default_factory=dict)
     layers: str = ":"
     window: Window | None = None
+    class_token: bool = False
 
     @property
     def rows(self) -> Rows:
@@ -86,9 +93,6 @@ _TOKEN_AXES: dict[str, tuple[int, ...]] = {
 _RANKS = dict.fromkeys(("class_row", "last_row", "column_mean"), 2)
 _RANKS |= dict.fromkeys(("class_rows", "column_means", "hidden_before"), 3)
 _RANKS |= dict.fromkeys(("keys", "values"), 4)
-
-_AT_THE_CUT = frozenset({"hidden", "valid", "accumulated"})
-"""Signals that are not about the site's attention."""
 
 _FLOAT32 = frozenset({"accumulated", "patch_entropy"})
 
@@ -117,18 +121,13 @@ def _signal(context: Context, name: str) -> ir.Value:
             wanted=f"a value of the graph for {name!r}, or one of " + ", ".join(SIGNALS),
             next_step=f"name it in the recipe: signals: {{{name}: <value of the graph>}}",
         )
-    if not context.site.attends and name not in _AT_THE_CUT:
-        raise BadInputError(
-            f"the selector reads the signal {name!r}, which this site cannot give",
-            where=f"site {context.cut.site!r}",
-            got="a module without attention",
-            wanted="hidden, accumulated, or a value of the graph",
-            next_step=f"name one in the recipe: signals: {{{name}: <value or module>}}",
-        )
+    check_attends(context.site, name)
+    if not context.class_token:
+        check_class_token(context.emit.graph, context.regions.axes, context.site, name)
     value = SIGNALS[name](context)
     axes, window = _TOKEN_AXES.get(name, ()), context.window
     pictures = pictures_of(context.regions, context.site, _wanted(context))
-    if pictures and name not in _AT_THE_CUT:
+    if pictures and name not in WITHOUT_ATTENTION:
         return _in_line(context, name, value, pictures)
     fewer = lacking(context.regions, context.site) if axes else 0
     if window is not None and fewer == 0:

@@ -61,6 +61,8 @@ class Selection:
             a token that leaves here has where tokens are put back; "" for its hidden state.
         close_gaps: Whether tokens that stay are neighbours from there on, for what reads
             neighbours: a convolution or a scan along the tokens. Refused where it is not said.
+        class_token: Whether the first token of the site is a class token, where the graph does
+            not tell; see ``site_signals``.
     """
 
     site: str
@@ -72,6 +74,7 @@ class Selection:
     among: str = ""
     leaves: str = ""
     close_gaps: bool = False
+    class_token: bool = False
 
     @property
     def options(self) -> dict[str, object]:
@@ -125,6 +128,7 @@ def choose(chosen: Chosen, around: Surroundings) -> Kept:
         tokens=tokens,
         given=selection.signals,
         window=window,
+        class_token=selection.class_token,
         layers=str(selection.options.get("layers", ":")),
     )
     selector.give(signals.build(context, required_signals(selection.graph)))

@@ -46,7 +46,7 @@ class VisionModel(Adopter):
 def load(folder: Path, config: Config, part: str) -> FamilyModel:
     """Load the image tower, of a folder of both towers (``folder#vision``) or of it alone.
 
-    Selectors that read a class token do not fit this tower: name no protected token, and one
+    Selectors that read a class token are refused at this tower: name no protected token, and one
     that reads hidden states, keys or the whole map.
 
     Raises:

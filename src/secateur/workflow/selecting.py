@@ -38,7 +38,8 @@ class Select:
     projector of a picture whose tokens stand between words. ``leaves`` names what a token that
     leaves here has where all are put back (``restore``), such as what an early head says of it.
     ``close_gaps`` says that tokens that stay are neighbours from there on, which a state-space
-    model or a convolution along the tokens needs to be told.
+    model or a convolution along the tokens needs to be told. ``class_token`` says that the first
+    token is a class token, where the graph does not show one in front of the others.
 
     ``site`` is an attention block, or a module that returns hidden states: there a selector may
     read these, and values of the graph, but no attention.
@@ -55,6 +56,7 @@ class Select:
     among: str = ""
     leaves: str = ""
     close_gaps: bool = False
+    class_token: bool = False
 
     def __post_init__(self) -> None:
         whole = isinstance(self.keep, int) and not isinstance(self.keep, bool) and self.keep >= 1
@@ -131,6 +133,7 @@ def _selection(model: ir.Model, site: Site, wanted: Select, *, sees_all: bool) -
         among=wanted.among,
         leaves=wanted.leaves,
         close_gaps=wanted.close_gaps,
+        class_token=wanted.class_token,
     )
 
 

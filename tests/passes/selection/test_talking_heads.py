@@ -155,7 +155,7 @@ def _agrees(model: ir.Model, golden: Golden) -> None:
     assert len(report.sites) == LAYERS
 
 
-every_signal = pytest.mark.parametrize("by", ["class_row", "column_mean"])
+every_signal = pytest.mark.parametrize("by", ["value_norm", "column_mean"])
 
 
 @pytest.mark.sweep
