@@ -1,8 +1,8 @@
 """PruneNet: a small policy that reads a weight matrix and says which rows to keep.
 
 Source: Sengupta et al., You Only Prune Once: Designing Calibration-Free Model Compression with
-Policy Learning, ICLR 2025; as in LCS2-IIITD/PruneNet. Only the policy's application; keeping the
-best rows is deterministic here, the published code draws them.
+Policy Learning, ICLR 2025; as in LCS2-IIITD/PruneNet. Keeping the best rows is deterministic here,
+the published code draws them, also in deployment. ``prunenet_training`` trains a policy.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def prunenet(group: Group, context: Context) -> Scores:
         PreconditionError: no matrix makes these units.
     """
     policy = _policy(context)
-    found = [_by_row(policy, use, group) for use in group.weights if _makes(use)]
+    found = [_by_row(policy, use, group) for use in group.weights if makes(use)]
     if not found:
         raise PreconditionError("no matrix makes these units", where=group.name)
     total: Scores = np.mean(found, axis=0)
@@ -65,7 +65,7 @@ def _policy(context: Context) -> Policy:
     return Policy(*(context.arrays[f"prunenet.{name}"] for name in names))
 
 
-def _makes(use: WeightUse) -> bool:
+def makes(use: WeightUse) -> bool:
     """Whether the weight is a matrix that writes the unit's axis."""
     if use.node.op_type == "Gemm" and use.slot == 1:
         return use.axis == (0 if use.node.attributes.get_int("transB", 0) else 1)
@@ -103,9 +103,22 @@ def keep_probability(scores: Vector, noise: NDArray[Any]) -> Vector:
 def spectrum_distance(whole: NDArray[Any], part: NDArray[Any]) -> float:
     """Largest gap between the distributions of the singular values of two matrices."""
     a, b = (np.linalg.svd(np.asarray(x, np.float64), compute_uv=False) for x in (whole, part))
+    return largest_gap(a, b)
+
+
+def largest_gap(a: Vector, b: Vector) -> float:
+    """Kolmogorov-Smirnov statistic: the largest gap between two distributions of numbers."""
     points = np.concatenate([a, b])
     shares = [(values[None, :] <= points[:, None]).mean(axis=1) for values in (a, b)]
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-__all__ = ["Policy", "keep_probability", "prunenet", "row_scores", "spectrum_distance"]
+__all__ = [
+    "Policy",
+    "keep_probability",
+    "largest_gap",
+    "makes",
+    "prunenet",
+    "row_scores",
+    "spectrum_distance",
+]

@@ -31,8 +31,9 @@ Ranges = Mapping[str, tuple[int, int, int]]
 class Spread(TypedDict, total=False):
     """How what goes is spread over the layers."""
 
-    scope: Literal["local", "global"]
-    """Rank within each layer, or over all layers together."""
+    scope: Literal["local", "global", "cfsp", "tyr"]
+    """Rank within each layer, or over all layers together; or first share out what goes: by how
+    far each layer turns its tokens, or by an evolutionary search."""
     round_to: int
     """Kept units of a layer are a multiple of this."""
     at_least: int

@@ -92,6 +92,16 @@ class Data(_Strict):
         return self
 
 
+class Calibrate(_Strict):
+    """Which samples of ``data`` importance, compensation and quantisation look at."""
+
+    choose: Literal["first", "lexrank", "q_tuning"] = "first"
+    """``first``; ``lexrank``: the most central; ``q_tuning``: those that the model is surely wrong
+    or unsurely right about, for models that score the next token."""
+    samples: Positive = 48
+    """How many."""
+
+
 class Removal(_Strict):
     """One kind of unit to remove when the engine is built."""
 
@@ -309,6 +319,7 @@ class Recipe(_Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     model: ModelSource
     data: Data | None = None
+    calibrate: Calibrate = Calibrate()
     remove: tuple[Removal, ...] = ()
     plan: Path | None = None
     """A removal plan (JSON) to apply instead of making one from ``remove``."""
@@ -371,6 +382,7 @@ __all__ = [
     "DTYPES",
     "SCHEMA_VERSION",
     "Bench",
+    "Calibrate",
     "Data",
     "ModelSource",
     "Parity",

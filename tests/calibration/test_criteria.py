@@ -321,6 +321,36 @@ def test_a_policy_scores_the_rows_that_make_the_units(analysis: Analysis) -> Non
         scores(analysis, "prunenet", "heads", arrays=given)
 
 
+def test_a_policy_can_be_trained_on_the_weights_alone(analysis: Analysis) -> None:
+    from secateur.calibration.importance.prunenet_training import Training, train_policy
+
+    told: list[str] = []
+    groups = analysis.by_role("ffn")
+    policy = train_policy(groups, Training(0.5, episodes=4, progress=told.append))
+    again = train_policy(groups, Training(0.5, episodes=4))
+    for name, array in policy.items():
+        np.testing.assert_array_equal(array, again[name])
+    bests = [float(line.rpartition(" ")[2]) for line in told]
+    assert bests == sorted(bests)
+    assert all(s.shape == (24,) for s in scores(analysis, "prunenet", "ffn", arrays=policy))
+
+
+@pytest.mark.parametrize("options", [{"ratio": 1.0}, {"episodes": 0}, {"ratio": 0.99}])
+def test_a_training_without_rows_or_episodes_is_refused(analysis: Analysis, options: dict) -> None:
+    from secateur.calibration.importance.prunenet_training import Training, train_policy
+
+    with pytest.raises(BadInputError, match=r"ratio in \(0, 1\)|no row"):
+        train_policy(analysis.by_role("ffn"), Training(**options))
+
+
+def test_a_policy_is_for_one_shape(analysis: Analysis) -> None:
+    from secateur.calibration.importance.prunenet_training import Training, train_policy
+
+    groups = (*analysis.by_role("ffn"), *analysis.by_role("heads"))
+    with pytest.raises(BadInputError, match="one shape"):
+        train_policy(groups, Training())
+
+
 def test_without_a_policy_prunenet_says_what_it_needs(analysis: Analysis) -> None:
     with pytest.raises(BadInputError, match=r"prunenet\.projection"):
         scores(analysis, "prunenet", "ffn")

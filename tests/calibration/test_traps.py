@@ -1,8 +1,8 @@
-"""Fused q, k and v, and grouped queries: ranked, made up for and cut like any other heads."""
+"""Fused q, k and v, grouped queries, folded batch norms: ranked, made up for and cut as others."""
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import onnx_ir as ir
@@ -17,8 +17,9 @@ from secateur.calibration.allocation import Allocation, allocate
 from secateur.calibration.compensation import compensate
 from secateur.calibration.importance import Context, rank
 from secateur.calibration.planning import removable
+from secateur.errors import PreconditionError
 from secateur.export.torch_export import from_torch
-from secateur.graph_passes.groups import analyse
+from secateur.graph_passes.groups import Analysis, Group, analyse
 from secateur.graph_passes.plan import make_plan
 from secateur.graph_passes.removal import remove
 
@@ -38,6 +39,18 @@ class Grouped(nn.Module):
         k, v = (f(x).unflatten(-1, (2, 4)).transpose(1, 2) for f in (self.k, self.v))
         k, v = (y.repeat_interleave(2, dim=1) for y in (k, v))
         return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Normed(nn.Module):
+    """A convolution whose batch norm can be folded, and one that reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.last = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.norm(self.first(x))))
 
 
 class Fused(nn.Module):
@@ -78,3 +91,36 @@ def test_heads_are_ranked_by_what_the_output_projection_reads(
         return float(np.square(want[name] - got[name]).sum())
 
     assert error(compensate(model, plan, data)) < 0.9 * error(model)
+
+
+@cache
+def normed(*, folded: bool) -> tuple[Analysis, tuple[Group, ...]]:
+    net = tiny.seeded(Normed)
+    with torch.no_grad():
+        net.norm.weight.copy_(torch.tensor([0.1, 3.0, -1.0, 0.5, 2.0, -0.2]))
+        net.norm.running_var.fill_(0.3)
+    x = torch.randn(2, 3, 5, 5)
+    analysis = analyse(from_torch(net, {"x": x}, {"x": {0: "batch"}}, for_training=not folded))
+    return analysis, removable(analysis, "channels")
+
+
+@pytest.mark.parametrize("importance", ["wanda", "flap", "obs", "tyr", "output_norm"])
+def test_criteria_of_what_is_read_do_not_see_a_folded_batch_norm(importance: str) -> None:
+    data = [{"x": np.random.default_rng(0).standard_normal((9, 3, 5, 5)).astype(np.float32)}]
+    found = []
+    for folded in (True, False):
+        analysis, groups = normed(folded=folded)
+        (scores,) = rank(importance, Context(analysis, groups, data)).values()
+        found.append(scores)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3)
+
+
+def test_criteria_of_weights_do_and_one_says_what_to_do() -> None:
+    kept, groups = normed(folded=False)
+    (before,) = rank("bn_scale", Context(kept, groups)).values()
+    np.testing.assert_allclose(before, [0.1, 3.0, 1.0, 0.5, 2.0, 0.2])
+    folded, groups = normed(folded=True)
+    with pytest.raises(PreconditionError, match="for_training"):
+        rank("bn_scale", Context(folded, groups))
+    l1 = [next(iter(rank("l1", Context(*normed(folded=f))).values())) for f in (True, False)]
+    assert not np.allclose(l1[0], l1[1], rtol=0.1)

@@ -49,6 +49,8 @@ def test_pictures_are_scaled_run_and_recorded(folder, capsys):
     facts = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))["facts"]
     assert facts["data"]["samples"] == 5
     assert len(facts["data"]["sha256"]) == 64
+    chosen = {"by": "first", "samples": [0, 1, 2, 3, 4], "sha256": facts["data"]["sha256"]}
+    assert facts["calibration"] == chosen
     checks = json.loads((bundle / "parity.json").read_text(encoding="utf-8"))["checks"]
     assert {check["part"] for check in checks} >= {"score", "value", "batch law"}
     assert "0.png" in (bundle / "report.html").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -54,6 +54,14 @@ class Samples:
         """Largest second axis of any input: the tokens of the longest sample."""
         sizes = (a.shape[1] for arrays in self.arrays for a in arrays.values() if a.ndim > 1)
         return max(sizes, default=1)
+
+    def subset(self, indices: Sequence[int]) -> Samples:
+        """Some of the samples, in the order given."""
+        pieces = tuple(self.pieces[i] for i in indices) if self.pieces else ()
+        arrays = tuple(self.arrays[i] for i in indices)
+        return replace(
+            self, arrays=arrays, labels=tuple(self.labels[i] for i in indices), pieces=pieces
+        )
 
     def batch(self, indices: Sequence[int]) -> dict[str, Array]:
         """Some samples as one batch, padded at the end to the longest of them."""

@@ -25,6 +25,7 @@ from secateur.workflow.answers import DataOptions, make_goldens, on_data, token_
 from secateur.workflow.arrays import save_text
 from secateur.workflow.bisecting import PLAN_NAME
 from secateur.workflow.counting import size_of
+from secateur.workflow.calibration_choice import Chosen, choose_samples
 from secateur.workflow.data import Samples, example_samples, load_samples, read_npz
 from secateur.workflow.environment import environment
 from secateur.workflow.fitted_reference import fitted_module
@@ -73,6 +74,8 @@ class Work:
     reference: Source
     """What the shipped model has to equal: the source, with fitted weights where there are any."""
     samples: Samples
+    chosen: Chosen
+    """What of them importance, compensation and quantisation look at."""
     analysis: Analysis
     pruned: Pruned | None
     tokens_only: ir.Model
@@ -145,13 +148,14 @@ def _make(recipe: Recipe, progress: Progress) -> Work:
             recipe.model.source, opset=recipe.model.opset, dynamic=recipe.model.dynamic
         )
     samples = _samples(recipe, source)
+    chosen = choose_samples(samples, source.graph, recipe.calibrate)
     with progress.step("find what can be removed"):
         analysis = analyse(source.graph)
     whole = source.marked or source.graph
     pruned = None
     if recipe.remove or plan is not None:
         with progress.step("remove, and prove it"):
-            batches = _batches(recipe, samples)
+            batches = list(chosen.samples.batches(recipe.parity.batch))
             fitting = Fitting(read_npz(recipe.arrays) if recipe.arrays else {}, recipe.compensate)
             pruned = prune_and_fit(whole, recipe.remove, fitting, plan=plan, batches=batches)
         worst = max(proof.relative_error for proof in pruned.proofs)
@@ -160,11 +164,11 @@ def _make(recipe: Recipe, progress: Progress) -> Work:
     smaller = pruned.model if pruned else whole
     selections = [Select(**selection.model_dump()) for selection in recipe.select]
     if not selections and source.marked is None:
-        return Work(source, reference, samples, analysis, pruned, source.graph, smaller)
+        return Work(source, reference, samples, chosen, analysis, pruned, source.graph, smaller)
     with progress.step("insert the token selections"):
         shipped = select_tokens(smaller, selections)
         tokens_only = select_tokens(whole, selections)
-    return Work(source, reference, samples, analysis, pruned, tokens_only, shipped)
+    return Work(source, reference, samples, chosen, analysis, pruned, tokens_only, shipped)
 
 
 def _reference(source: Source, pruned: Pruned | None, progress: Progress) -> Source:
@@ -196,7 +200,8 @@ def _place_models(draft: Draft, recipe: Recipe, work: Work, progress: Progress) 
     shipped, dense = work.shipped, work.reference.graph
     if recipe.quantise is not None:
         with progress.step(f"quantise to {recipe.quantise.kind} by the data"):
-            shipped = quantised(shipped, recipe.quantise, _batches(recipe, work.samples))
+            batches = list(work.chosen.samples.batches(recipe.parity.batch))
+            shipped = quantised(shipped, recipe.quantise, batches)
         progress.note(what_was_rounded(shipped))
     if lowering.is_half:
         with progress.step(f"lower to {recipe.precision.type} what is safe on the data"):
@@ -363,6 +368,7 @@ def _write(
             "dense": asdict(results.dense),
             "pruned": asdict(results.pruned),
             "data": {"samples": len(work.samples), "sha256": work.samples.sha256},
+            "calibration": work.chosen.record(),
         },
     )
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from tests.oracles.onnx_form import both_ways
 
+from secateur.calibration.sample_choice import centrality
 from secateur.models.selectors.lexrank import score
 from secateur.models.selectors.parts import cosines
 
@@ -32,5 +33,6 @@ def check(case) -> None:
             walk = weights / weights.sum(axis=1, keepdims=True)
             np.testing.assert_allclose(walk, arrays[f"markov_{name}"], rtol=1e-4, atol=1e-6)
             np.testing.assert_allclose(found[name][0], arrays[f"rank_{name}"], rtol=1e-4)
+        np.testing.assert_allclose(centrality(features[0]), arrays["rank_continuous"], rtol=1e-4)
         share = found["threshold"][0] / features.shape[1]
         np.testing.assert_allclose(share, arrays["rank_threshold_normalized"], rtol=1e-4)

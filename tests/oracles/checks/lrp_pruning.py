@@ -1,8 +1,9 @@
-"""Pruning by explaining: z-plus relevance of every layer and of the filters."""
+"""Pruning by explaining: z-plus relevance of every layer and of the filters, and on a graph."""
 
 from __future__ import annotations
 
 import numpy as np
+from tests.laws.small_models import network
 
 from secateur.calibration.importance.relevance import (
     _correlate,
@@ -11,6 +12,7 @@ from secateur.calibration.importance.relevance import (
     linear,
     max_pooling,
 )
+from secateur.calibration.importance.relevance_walk import relevance_at
 
 LEFT_OUT = {"case3": "the gradient baseline, which needs autograd and is not relevance"}
 
@@ -43,10 +45,49 @@ def check(case) -> None:
         totals = [a + b for a, b in zip(totals, scores, strict=True)]
         if batch == "0":
             _check_steps(arrays, steps)
+    on_graph = _on_a_graph(arrays)
     for k, total in enumerate(totals):
+        np.testing.assert_allclose(on_graph[k], arrays[f"raw_score_conv{k}"], rtol=2e-3, atol=1e-4)
         np.testing.assert_allclose(total, arrays[f"raw_score_conv{k}"], rtol=2e-3, atol=1e-4)
         share = total / total.sum()
         np.testing.assert_allclose(share, arrays[f"norm_score_conv{k}"], rtol=2e-3, atol=1e-5)
+
+
+def _on_a_graph(arrays) -> list[np.ndarray]:
+    """Relevance at the convolutions of the network in ONNX, over both batches."""
+    weights, lines, before, convolutions = {}, [], "x", []
+    for i, (kind, name) in enumerate(_NET):
+        value = f"v{i}"
+        if kind in {"conv", "fc"}:
+            weights |= {
+                f"w{i}": arrays[f"param__{name}.weight"],
+                f"b{i}": arrays[f"param__{name}.bias"],
+            }
+        if kind == "conv":
+            pad = weights[f"w{i}"].shape[-1] // 2
+            lines.append(
+                f"{value} = Conv <pads = [{pad}, {pad}, {pad}, {pad}]> ({before}, w{i}, b{i})"
+            )
+            convolutions.append((value, 1))
+        else:
+            form = {
+                "relu": "Relu ({0})",
+                "pool": "MaxPool <kernel_shape = [2, 2], strides = [2, 2]> ({0})",
+                "flat": "Flatten ({0})",
+                "fc": f"Gemm <transB = 1> ({{0}}, w{i}, b{i})",
+            }[kind]
+            lines.append(f"{value} = {form.format(before)}")
+        before = value
+    _, channels, height, width = arrays["x0"].shape
+    classes = len(weights[f"b{len(_NET) - 1}"])
+    text = (
+        f"net (float[batch, {channels}, {height}, {width}] x) => (float[batch, {classes}] {before})"
+        " {\n" + "\n".join(lines) + "\n}"
+    )
+    data = [{"x": arrays[f"x{batch}"].astype(np.float32)} for batch in "01"]
+    labels = np.concatenate([arrays["label0"], arrays["label1"]]).astype(np.int64)
+    sums = relevance_at(network(text, {}, weights), convolutions, data, labels)
+    return list(sums.values())
 
 
 def _check_steps(arrays, steps) -> None:
