@@ -150,9 +150,10 @@ def _pruned(model: ir.Model, by: str) -> tuple[ir.Model, Plan, float, float]:
     started = time.process_time()
     analysis = analyse(model, in_place=True)
     analysed = time.process_time() - started
-    plan = half_of_everything(analysis, 0, renormalise=False)
     if by == "l2":
-        plan = _largest_half(analysis, plan)
+        plan = _largest_half(analysis)
+    else:
+        plan = half_of_everything(analysis, 0, renormalise=False)
     small = remove_atoms(analysis, resolve_plan(analysis, plan))
     held = [value.const_value for value in small.graph.initializers.data.values()]
     sliced = [tensor.numpy() for tensor in held if type(tensor) is CutTensor]  # cut when read
@@ -161,19 +162,20 @@ def _pruned(model: ir.Model, by: str) -> tuple[ir.Model, Plan, float, float]:
     return small, plan, analysed, seconds
 
 
-def _largest_half(analysis: Analysis, plan: Plan) -> Plan:
+def _largest_half(analysis: Analysis) -> Plan:
     """Keep as many units of the same groups, but those of the largest weights."""
     import numpy as np
+    from trial import groups_to_cut
 
     from secateur.calibration.importance import Context, rank
     from secateur.graph_passes.plan import make_plan
 
-    groups = tuple(analysis.group(name) for name in plan.keep)
+    groups = tuple(groups_to_cut(analysis, renormalise=False))
     keep = {
-        name: tuple(np.sort(np.argsort(-scores)[: len(plan.keep[name])]).tolist())
+        name: tuple(np.sort(np.argsort(-scores)[: (len(scores) + 1) // 2]).tolist())
         for name, scores in rank("l2", Context(analysis, groups)).items()
     }
-    return make_plan(analysis, keep, allow_inexact=plan.allow_inexact)
+    return make_plan(analysis, keep, allow_inexact=not all(group.exact for group in groups))
 
 
 _OUR_FACTS = ("heads_found", "heads_removed", "parameters_left", "renormalised")

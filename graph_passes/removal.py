@@ -178,13 +178,13 @@ def _replace(graph: ir.Graph, value: ir.Value, way: _Way, uses: _Uses) -> str:
 def _resize_values(cut: _Cut) -> None:
     """Declare the new sizes of computed values, which else would contradict the weights."""
     of_values = cut.axes.of_values
-    times = Counter([id(value.shape) for value in of_values])
-    for value, exprs in of_values.items():
-        axes = () if exprs is None else cut.of(exprs)
-        shape = value.shape if axes else None
-        if exprs is None or shape is None or len(exprs) != len(shape.dims):
+    shapes = [value.shape for value in of_values]
+    times = Counter([id(shape) for shape in shapes])
+    for (value, exprs), declared in zip(of_values.items(), shapes, strict=True):
+        if exprs is None or declared is None or len(exprs) != len(declared.dims):
             continue
-        if shape.frozen or times[id(shape)] > 1:
+        axes, shape = cut.of(exprs), declared
+        if axes and (shape.frozen or times[id(shape)] > 1):
             value.shape = shape = shape.copy()  # it is the shape of something else, too
         for axis in axes:
             is_known = isinstance(size(exprs[axis]), int)

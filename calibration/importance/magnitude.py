@@ -67,7 +67,7 @@ def _sizes(group: Group, context: Context, measure: Measure) -> Scores:
         if sums is None:
             read[use.initialiser] = sums = _sums(use, measure)
         by_position = sums[use.axis] if use.axis < len(sums) else _sum_behind(use, measure)
-        found.append(sum_by_unit(by_position, units(use.expr, group.atom), group.size))
+        found.append(_by_unit(by_position, use, group))
     return np.stack(found)
 
 
@@ -103,11 +103,14 @@ def _others(use: WeightUse, axis: int) -> tuple[int, ...]:
 
 def rows(group: Group, uses: Iterable[WeightUse], measure: Callable[[Scores], Scores]) -> Scores:
     """Sum ``measure`` of a whole weight over each unit's slice: (weights, units)."""
-    found = []
-    for use in uses:
-        by_position = _sum_along(use, measure)
-        found.append(sum_by_unit(by_position, units(use.expr, group.atom), group.size))
-    return np.stack(found)
+    return np.stack([_by_unit(_sum_along(use, measure), use, group) for use in uses])
+
+
+def _by_unit(by_position: Scores, use: WeightUse, group: Group) -> Scores:
+    """Sum the positions of each unit, of which most axes have one."""
+    if len(use.expr) == 1 and use.expr[0] is group.atom:
+        return by_position
+    return sum_by_unit(by_position, units(use.expr, group.atom), group.size)
 
 
 def counted(group: Group, context: Context) -> list[WeightUse]:

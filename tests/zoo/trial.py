@@ -42,18 +42,22 @@ def half_of_everything(analysis: Analysis, seed: int, *, renormalise: bool) -> P
     others, and where they are the only heads (OLMoE's q/k norm goes over all of them); their
     twin takes the norm over the kept units.
     """
+    groups = groups_to_cut(analysis, renormalise=renormalise)
+    rng = np.random.default_rng(seed)
+    keep = {
+        group.name: tuple(np.sort(rng.permutation(group.size)[: (group.size + 1) // 2]).tolist())
+        for group in groups
+    }
+    return make_plan(analysis, keep, allow_inexact=not all(group.exact for group in groups))
+
+
+def groups_to_cut(analysis: Analysis, *, renormalise: bool) -> list[Group]:
+    """Return the groups that ``half_of_everything`` halves."""
     able = [g for g in analysis.groups if g.weights and not g.frozen and g.size > 1]
     exact = [group for group in able if group.exact]
     if not any(group.role in _HEADS for group in exact):
         exact = [group for group in able if group.exact or group.role == "heads"]
-    inexact = renormalise or not exact
-    rng = np.random.default_rng(seed)
-    keep = {
-        group.name: tuple(np.sort(rng.permutation(group.size)[: (group.size + 1) // 2]).tolist())
-        for group in (able if inexact else exact)
-    }
-    inexact = not all(analysis.group(name).exact for name in keep)
-    return make_plan(analysis, keep, allow_inexact=inexact)
+    return able if renormalise or not exact else exact
 
 
 def cut_in_half(model: ir.Model, seed: int, *, renormalise: bool) -> tuple[Cut, float]:
