@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 SITES_KEY = "secateur.sites"
 """Metadata entry of a selecting model: a JSON list with one record per site."""
 
+RESTORE_KEY = "secateur.restore"
+"""Metadata entry of one that puts tokens back: a JSON list of where."""
+
 _SELECTOR_KEY = "secateur.selector"
 
 
@@ -128,6 +131,8 @@ class InsertTokenSelection(InPlacePass):
         left = {one.site: value_at(model, one.leaves) for one in self.selections if one.leaves}
         back = Back(self.outputs, joins, left)
         insert_at(model, axes, chosen, sites=sites, back=back)
+        if self.restore:
+            model.metadata_props[RESTORE_KEY] = json.dumps(self.restore)
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,6 +410,7 @@ def _selector_opset(selection: Selection) -> int:
 
 
 __all__ = [
+    "RESTORE_KEY",
     "SITES_KEY",
     "Back",
     "InsertTokenSelection",

@@ -53,7 +53,7 @@ def run(  # noqa: PLR0913 - what may be forced and put back, by name
     *,
     forced: Mapping[str, Tensor] | None = None,
     valid: Tensor | None = None,
-    restore: str = "",
+    restore: Sequence[str] = (),
 ) -> ReferenceRun:
     """Run ``net(**inputs)`` with tokens dropped by masking after each site.
 
@@ -66,7 +66,7 @@ def run(  # noqa: PLR0913 - what may be forced and put back, by name
             its score but does not choose.
         valid: (B, N) bool, False on padding. Without it ``attention_mask`` says so where
             the inputs have a two-dimensional one, else the mask that attention is given.
-        restore: path of the module behind which dropped tokens are put back as they left.
+        restore: paths of the modules behind which dropped tokens are put back as they left.
 
     Raises:
         BadInputError: a site that the module lacks, that holds no attention, or whose
@@ -77,6 +77,7 @@ def run(  # noqa: PLR0913 - what may be forced and put back, by name
             "the reference needs a module in evaluation mode", next_step="call net.eval()"
         )
     batch = next(iter(inputs.values())).shape[0]
+    sites = _with_outputs(net, inputs, sites, forced or {}, valid)
     by_name = {site.site: site for site in sites}
 
     def attempt(pointed: Mapping[int, Tensor]) -> tuple[object, Tokens]:
@@ -91,7 +92,40 @@ def run(  # noqa: PLR0913 - what may be forced and put back, by name
     return ReferenceRun(outputs=named_outputs(result), sites=tokens.runs)
 
 
-def _called(net: nn.Module, inputs: Mapping[str, Tensor], tokens: Tokens, restore: str) -> object:
+def _with_outputs(
+    net: nn.Module,
+    inputs: Mapping[str, Tensor],
+    sites: Sequence[TokenSite],
+    forced: Mapping[str, Tensor],
+    valid: Tensor | None,
+) -> tuple[TokenSite, ...]:
+    """Fill in signals that are outputs of the module: a run up to the site says what they are."""
+    modules = {path for path, _ in net.named_modules()}
+    made: list[TokenSite] = []
+    for site in sites:
+        names = {
+            signal: source
+            for signal, source in site.given.items()
+            if isinstance(source, str) and source not in inputs and source not in modules
+        }
+        if names:
+            outputs = run(net, inputs, made, forced=forced, valid=valid).outputs
+            if lacking := [source for source in names.values() if source not in outputs]:
+                raise BadInputError(
+                    "no input, module or output gives a signal of this site",
+                    where=f"site {site.site!r}",
+                    got=", ".join(lacking),
+                    wanted="one of " + ", ".join([*inputs, *outputs]),
+                )
+            found = {signal: outputs[source] for signal, source in names.items()}
+            site = replace(site, given={**site.given, **found})  # noqa: PLW2901
+        made.append(site)
+    return tuple(made)
+
+
+def _called(
+    net: nn.Module, inputs: Mapping[str, Tensor], tokens: Tokens, restore: Sequence[str]
+) -> object:
     """Call the module with the run's hooks and mode."""
     handles = tokens.hooks(restore)
     fast_path = torch.backends.mha.get_fastpath_enabled()

@@ -51,6 +51,13 @@ class TokenSite:
     returns it."""
     around: tuple[int, int] = (0, 0)
     """How many tokens before and behind those that are selected from always stay: a text."""
+    among: str = ""
+    """Path of the module that returns those that are selected from, in place of ``around``."""
+    leaves: str = ""
+    """Path of the module that returns what tokens that leave here have where all are put back;
+    "" for their hidden state."""
+    close_gaps: bool = False
+    """Whether tokens that stay are neighbours from there on."""
 
     @property
     def chosen(self) -> Selector | Scorer:

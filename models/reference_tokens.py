@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,15 @@ class _Read:
         return self.blocks[-1].visible
 
 
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """Tokens that left at one site, (B, N) bool, and their state (B, N, D) or who says it."""
+
+    gone: Tensor
+    state: Tensor
+    module: str
+
+
 @dataclass(slots=True)
 class Tokens:
     """The run in progress."""
@@ -46,10 +55,12 @@ class Tokens:
     pointed: Mapping[int, Tensor]
     """By N: (B, P) positions that the module reads behind its sites."""
     runs: dict[str, SiteRun] = field(default_factory=dict)
-    left: Tensor | None = None
-    """(B, N, D): each dropped token as it left."""
+    left: list[_Left] = field(default_factory=list)
+    """What each site let go."""
     _read: dict[str, _Read] = field(default_factory=dict)
     _incoming: Tensor | None = None
+    _returned: dict[str, Tensor] = field(default_factory=dict)
+    """What modules that sites name returned last."""
 
     def eligible(self, site: str, visible: Tensor) -> Tensor:
         """Tokens that a site may keep: (B, N) bool."""
@@ -66,7 +77,13 @@ class Tokens:
         """What the last site handed on, (B, N)."""
         return next(reversed(self.runs.values())).state if self.runs else None
 
-    def drop(self, site: TokenSite, signal: Callable[[str], Tensor], eligible: Tensor) -> None:
+    def drop(
+        self,
+        site: TokenSite,
+        signal: Callable[[str], Tensor],
+        eligible: Tensor,
+        around: tuple[int, int] = (0, 0),
+    ) -> None:
         """Select, and hide the rest from what follows.
 
         A module that selects right behind the site's module speaks second, and wins.
@@ -78,16 +95,30 @@ class Tokens:
             forced=self.forced.get(site.site),
             pointed=self.pointed.get(eligible.shape[1]),
         )
-        self._hide(site, alive)
+        self._hide(site, alive, around)
 
-    def _hide(self, site: TokenSite, alive: Tensor) -> None:
+    def _hide(self, site: TokenSite, alive: Tensor, around: tuple[int, int]) -> None:
         """Let what follows see the tokens that are alive, and a text around them."""
-        self.mode.alive = torch.nn.functional.pad(alive, site.around, value=True)
-        self.mode.prefix = site.around[0] or site.protected
+        self.mode.alive = torch.nn.functional.pad(alive, around, value=True)
+        self.mode.prefix = around[0] or site.protected
+
+    def _around(self, site: TokenSite) -> tuple[int, int]:
+        """Return how many tokens stand before and behind those that are selected from."""
+        if not site.among:
+            return site.around
+        mine = self._returned.get(site.among)
+        for part, before, behind in self.mode.parts:
+            if mine is not None and part.shape == mine.shape and torch.equal(part, mine):
+                return before, behind
+        raise BadInputError(
+            f"what {site.among!r} returns was not seen to be joined with other tokens",
+            where=f"site {site.site!r}",
+            wanted="a torch.cat along axis 1 of it and what stands around it",
+        )
 
     # --- hooks -------------------------------------------------------------------------------
 
-    def hooks(self, restore: str) -> Handles:
+    def hooks(self, restore: Sequence[str]) -> Handles:
         """Install everything on the module; the caller removes the handles."""
         handles: Handles = []
         for site in self.sites.values():
@@ -96,10 +127,19 @@ class Tokens:
             handles.append(module.register_forward_hook(self._reader(site)))
             cut = submodule(self.net, site.cut or site.site)
             handles.append(cut.register_forward_hook(self._cutter(site)))
-        if restore:
-            module = submodule(self.net, restore)
+        named = {name for site in self.sites.values() for name in (site.among, site.leaves) if name}
+        for name in sorted(named):
+            handles.append(submodule(self.net, name).register_forward_hook(self._noter(name)))
+        for name in restore:
+            module = submodule(self.net, name)
             handles.append(module.register_forward_hook(self._put_back))
         return handles
+
+    def _noter(self, name: str) -> Callable[..., None]:
+        def after(_module: nn.Module, _inputs: object, output: object) -> None:
+            self._returned[name] = _state(name, output)
+
+        return after
 
     def _before(
         self, _module: nn.Module, args: tuple[object, ...], kwargs: Mapping[str, object]
@@ -136,7 +176,7 @@ class Tokens:
 
     def _cut(self, site: TokenSite, output: object) -> object:
         whole = _state(site.cut or site.site, output)
-        start, n_behind = site.around
+        start, n_behind = self._around(site)
         hidden = whole[:, start : whole.shape[1] - n_behind]
         read = self._read[site.site]
         first = start if read.visible.shape[1] == whole.shape[1] else 0
@@ -155,12 +195,14 @@ class Tokens:
             layers=str(options.get("layers", ":")),
         )
         signal = signals_at(site, around)
-        self.left = _as_left(self.left, whole, self.mode.alive)
-        self.drop(site, signal, eligible)
+        self.drop(site, signal, eligible, (start, n_behind))
+        before = torch.nn.functional.pad(eligible, (start, n_behind), value=True)
+        assert self.mode.alive is not None
+        self.left.append(_Left(before & ~self.mode.alive, whole, site.leaves))
         if not isinstance(chosen, Selector) or chosen.combine is None:
             return output
         rows, alive = merge(site, signal, hidden, self.runs[site.site])
-        self._hide(site, alive)
+        self._hide(site, alive, (start, n_behind))
         made = torch.cat([whole[:, :start], rows, whole[:, whole.shape[1] - n_behind :]], dim=1)
         return _replaced(output, made)
 
@@ -182,13 +224,17 @@ class Tokens:
 
     def _put_back(self, module: nn.Module, _inputs: object, output: object) -> object:
         """Let dropped tokens stand as they left."""
-        alive, left = self.mode.alive, self.left
-        if alive is None or left is None:
+        if self.mode.alive is None or not self.left:
             raise BadInputError(
                 "no token has left where they are put back", where=type(module).__name__
             )
         self.mode.alive = None
-        return _replaced(output, torch.where(alive[:, :, None], _state("", output), left))
+        rows = _state("", output)
+        for one in self.left:
+            state = self._returned[one.module] if one.module else one.state
+            rows = torch.where(one.gone[:, :, None], state, rows)
+        self.left = []
+        return _replaced(output, rows)
 
 
 def submodule(net: nn.Module, path: str) -> nn.Module:
@@ -226,13 +272,6 @@ def _state(where: str, output: object) -> Tensor:
     if not found:
         raise BadInputError("no (B, N, D) output to drop tokens from", where=where)
     return found[0]
-
-
-def _as_left(left: Tensor | None, hidden: Tensor, alive: Tensor | None) -> Tensor:
-    """What each token would be put back as: alive ones are now here."""
-    if left is None or alive is None or left.shape != hidden.shape:
-        return hidden
-    return torch.where(alive[:, :, None], hidden, left)
 
 
 def _replaced(output: object, rows: Tensor) -> object:

@@ -65,6 +65,8 @@ class TokenMode(TorchFunctionMode):
         """By length: ``alive`` with what a concatenation put beside the tokens, which counts."""
         self.pointed: dict[int, list[Tensor]] = {}
         """By N: (B,) positions at which the module read one token of each sample behind a drop."""
+        self.parts: list[tuple[Tensor, int, int]] = []
+        """What was joined along axis 1, with how many rows before and behind it."""
         self.paused = False
         """True while the reference itself computes."""
 
@@ -112,6 +114,10 @@ class TokenMode(TorchFunctionMode):
 
     def join(self, parts: Sequence[Tensor], axis: int) -> None:
         """Note that others stand beside the tokens, such as a class token that comes late."""
+        if axis == 1 and all(x.dim() == 3 for x in parts):
+            lengths = [x.shape[1] for x in parts]
+            for i, part in enumerate(parts):
+                self.parts.append((part, sum(lengths[:i]), sum(lengths[i + 1 :])))
         if self.alive is None or axis != 1 or any(x.dim() != 3 for x in parts):
             return
         is_tokens = [x.shape[:2] == self.alive.shape for x in parts]

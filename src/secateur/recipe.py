@@ -149,7 +149,15 @@ class Selection(_Strict):
     cut: str = "block"
     """Where tokens leave: ``block`` or ``attention`` of the site, a value, or a module path."""
     signals: dict[str, str] = Field(default_factory=dict)
-    """Values of the graph that give signals which no site has, or ``input:<width>``."""
+    """Values or modules that give signals which no site has, or ``input:<width>``."""
+    among: str = ""
+    """A value or a module whose tokens alone are selected from: a picture's between words."""
+    leaves: str = ""
+    """A value or a module: what tokens that leave have where ``restore`` puts all back."""
+    close_gaps: bool = False
+    """Tokens that stay are neighbours from there on: what a state-space model needs."""
+    class_token: bool = False
+    """The first token is a class token, where the graph does not show one."""
 
     @field_validator("keep", mode="before")
     @classmethod
@@ -328,6 +336,8 @@ class Recipe(_Strict):
     compensate: str = "none"
     """How the weights that read what goes make up for it; ``secateur methods`` lists them."""
     select: tuple[Selection, ...] = ()
+    restore: tuple[str, ...] = ()
+    """Values or modules behind the sites at which all tokens are put back: before a grid."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("onnxruntime",)
     """``onnxruntime``, ``rtx:sm86,sm89``, ``tensorrt``."""
     profile: Profiles = ()
@@ -365,6 +375,8 @@ class Recipe(_Strict):
             raise ValueError("has both quantise and a half precision; give one of them")
         if self.profile and self.traffic is not None:
             raise ValueError("has both profile and traffic; give one of them")
+        if self.restore and not self.select:
+            raise ValueError("has restore and no select; nothing has left that could be put back")
         sites = [selection.site for selection in self.select]
         for site in sites:
             if sites.count(site) > 1:

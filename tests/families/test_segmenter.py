@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from secateur import cli
 from secateur.errors import BadInputError, PreconditionError
 from secateur.export.source import LoadedModel, load
 from secateur.export.torch_export import from_torch
 from secateur.export.verify import run
+from secateur.graph_passes.force_selection import force
 from secateur.models.families.segmenter import HEADS_FILE, Segmenter
+from secateur.models.reference import TokenSite
+from secateur.models.reference import run as reference_run
+from secateur.runtime.backend import BACKENDS, EngineSpec
+from secateur.runtime.onnx_outline import read_outline
+from secateur.runtime.profiles import profiles_from_dimensions
+from secateur.workflow.golden import (
+    budget_feeds,
+    golden_from_torch,
+    put_back_at,
+    token_sites,
+)
+from secateur.workflow.model_session import open_model
+from secateur.workflow.parity import Options, check
 from secateur.workflow.selecting import Select, select_tokens
 
 WIDTH, CLASSES, PATCHES_ACROSS, PIXELS_ACROSS = 32, 5, 4, 16
 EARLY, LAST = (1, 2), 3
 THRESHOLD, CONTEXT = 0.6, 1
+OPTIONS = Options(token_axes={"masks_1": 2, "masks_2": 2})
 
 
 def save(folder: Path, layers: tuple[int, ...] = (*EARLY, LAST), width: int = WIDTH) -> Path:
@@ -166,6 +183,78 @@ def test_a_picture_in_a_batch_gets_what_it_gets_alone(selecting: ir.Model) -> No
     for b in range(3):
         alone = run(selecting, {"pixel_values": x[b : b + 1]})["prediction"]
         np.testing.assert_allclose(together[b : b + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_reference_knows_who_left_and_with_what(
+    opened: LoadedModel, selecting: ir.Model
+) -> None:
+    assert opened.net is not None
+    batch = {"pixel_values": pictures().numpy()}
+    sites, feeds = token_sites(selecting, {}), budget_feeds(selecting, {})
+    back = put_back_at(selecting)
+    assert back == (f"heads.{LAST}.mask",)
+    golden = golden_from_torch(opened.net, batch, sites, feeds=feeds, restore=back)
+    with open_model(force(selecting)) as twin, open_model(selecting) as free:
+        report = check([golden], twin, free=free, options=OPTIONS)
+        answer = free(batch)["prediction"]
+    assert report.passed, [(row.subject, row.note) for row in report.rows() if not row.passed]
+    assert {row.subject for row in report.rows()} >= {"layers.1", "layers.2", "prediction"}
+    np.testing.assert_allclose(golden.outputs["prediction"], answer, rtol=1e-4, atol=1e-5)
+    lost = golden_from_torch(opened.net, batch, sites, feeds=feeds)
+    with open_model(force(selecting)) as twin:
+        assert not check([lost], twin, free=None, options=OPTIONS).passed
+
+
+def test_a_signal_that_nothing_gives_stops_the_reference(opened: LoadedModel) -> None:
+    assert opened.net is not None
+    site = TokenSite("layers.1", "dtop", given={"mask_logits": "masks_9", "class_logits": "x"})
+    with pytest.raises(BadInputError, match="no input, module or output") as caught:
+        reference_run(opened.net, {"pixel_values": pictures()}, [site])
+    assert "masks_9" in str(caught.value)
+
+
+@pytest.mark.sweep
+def test_an_engine_is_built(selecting: ir.Model, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(ir.to_proto(selecting), path)
+    ranges = profiles_from_dimensions(read_outline(path).inputs, {"batch": (1, 2, 4)})
+    spec = EngineSpec(profiles=ranges, compute_capabilities=("sm86",), timeout_s=240)
+    assert len(BACKENDS["rtx"]().build(path, spec)) > 1000
+
+
+RECIPE = """\
+schema: 1
+name: segmenter
+model: {{source: "vit#segmentation"}}
+select:
+  - site: layers.1
+    by: dtop
+    keep: 0.5
+    options: {{threshold: {threshold}, keep_per_class: {context}}}
+    signals: {{mask_logits: masks_1, class_logits: presence_1}}
+    leaves: heads.1.mask
+restore: [heads.3.mask]
+targets: [{targets}]
+profile:
+  min: {{pixel_values: [1, 3, 16, 16]}}
+  opt: {{pixel_values: [2, 3, 16, 16]}}
+  max: {{pixel_values: [4, 3, 16, 16]}}
+output: out/bundle
+"""
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("targets", ["onnxruntime", '"rtx:sm86"'])
+def test_a_recipe_puts_tokens_back_and_is_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], targets: str
+) -> None:
+    save(tmp_path / "vit")
+    text = RECIPE.format(threshold=THRESHOLD, context=CONTEXT, targets=targets)
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    assert cli.run(["deploy", str(tmp_path / "recipe.yaml")]) == 0, capsys.readouterr()
+    parity = json.loads((tmp_path / "out" / "bundle" / "parity.json").read_text("utf-8"))
+    assert {check["part"] for check in parity["checks"]} >= {"score", "value"}
+    assert all(check["passed"] for check in parity["checks"])
 
 
 def test_what_tokens_leave_with_has_to_fit_where_they_come_back(dense: ir.Model) -> None:

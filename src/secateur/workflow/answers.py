@@ -25,6 +25,7 @@ from secateur.workflow.golden import (
     budget_feeds,
     default_budgets,
     golden_from_torch,
+    put_back_at,
     renamed,
     site_records,
     token_sites,
@@ -57,10 +58,14 @@ def make_goldens(
         net = source.net
         if plan is not None:
             net = neutralised(net, removed_units(source.graph, plan))
-        made = (golden_from_torch(net, batch, sites, feeds=feeds) for batch in batches)
+        back = put_back_at(model)
+        made = (
+            golden_from_torch(net, batch, sites, feeds=feeds, restore=back) for batch in batches
+        )
         return list(renamed(made, source.outputs))
-    from secateur.workflow.onnx_reference import golden_from_onnx
+    from secateur.workflow.onnx_reference import check_masked, golden_from_onnx
 
+    check_masked(sites, put_back_at(model))
     dense = source.graph if plan is None else mask(source.graph, plan)
     made = (golden_from_onnx(dense, batch, sites, feeds=feeds) for batch in batches)
     return list(renamed(made, source.outputs))
@@ -88,21 +93,33 @@ def check_bundle(
             next_step="build it with dense=, the model before the removal",
         )
     goldens = make_goldens(source, plan, model, data)
-    asked = options or Options(token_outputs=token_outputs(analyse(source.graph)))
+    if options is None:
+        analysis = analyse(source.graph)
+        options = Options(token_outputs=token_outputs(analysis), token_axes=token_axes(analysis))
     forced = opened.file(FORCED_NAME) if FORCED_NAME in opened else opened.model
     backend = OnnxRuntime(**opened.engine("onnxruntime").options)
     with backend.session(forced) as forced_run, backend.session(opened.model) as run:
-        return check(goldens, forced_run, free=run, options=asked)
+        return check(goldens, forced_run, free=run, options=options)
 
 
 def token_outputs(analysis: Analysis) -> frozenset[str]:
-    """Outputs with a row per token of the input."""
+    """Outputs with a row per token of the input, (B, N, ...)."""
+    return frozenset(name for name, axis in _token_axes(analysis).items() if axis == 1)
+
+
+def token_axes(analysis: Analysis) -> dict[str, int]:
+    """Outputs whose tokens are another axis than the one behind the batch, and which."""
+    return {name: axis for name, axis in _token_axes(analysis).items() if axis > 1}
+
+
+def _token_axes(analysis: Analysis) -> dict[str, int]:
     tokens = {group.atom for group in analysis.by_role("tokens")}
-    return frozenset(
-        str(value.name)
-        for value in analysis.model.graph.outputs
-        if any(atom in tokens for expr in analysis.axes.of(value) for atom in leaves(expr))
-    )
+    found: dict[str, int] = {}
+    for value in analysis.model.graph.outputs:
+        for axis, expr in enumerate(analysis.axes.of(value)):
+            if any(atom in tokens for atom in leaves(expr)):
+                found.setdefault(str(value.name), axis)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,4 +196,12 @@ def _grid(model: ir.Model) -> tuple[int, int]:
     return side, side
 
 
-__all__ = ["DataOptions", "OnData", "check_bundle", "make_goldens", "on_data", "token_outputs"]
+__all__ = [
+    "DataOptions",
+    "OnData",
+    "check_bundle",
+    "make_goldens",
+    "on_data",
+    "token_axes",
+    "token_outputs",
+]

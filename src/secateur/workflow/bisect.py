@@ -82,6 +82,8 @@ class BisectOptions:
     """Token selections of the other model, which then is its forced twin."""
     feeds: Mapping[str, dict[str, Array]] | None = None
     """Budget inputs by site, see ``workflow.golden.budget_feeds``."""
+    restore: tuple[str, ...] = ()
+    """Modules behind which tokens that left are put back."""
 
 
 def bisect(
@@ -105,7 +107,7 @@ def bisect(
         wanted, fed = _run(reference, names, inputs), dict(inputs)
     else:
         found = boundaries(other)
-        seen = run_torch(reference, inputs, options.sites, options.feeds or {})
+        seen = run_torch(reference, inputs, options.sites, options.feeds or {}, options.restore)
         names = [name for name, path in found.items() if path in seen.modules]
         wanted = {name: seen.modules[found[name]] for name in names}
         fed, kept = seen.inputs, seen.kept

@@ -10,7 +10,7 @@ from secateur.graph_passes.plan import Plan
 from secateur.runtime.bundle import DENSE_NAME, FORCED_NAME, GOLDENS_NAME, Bundle
 from secateur.runtime.goldens import read_goldens
 from secateur.workflow.bisect import BisectOptions, BisectReport, bisect
-from secateur.workflow.golden import budget_feeds, token_sites
+from secateur.workflow.golden import budget_feeds, put_back_at, token_sites
 from secateur.workflow.removal_proof import removed_units
 
 PLAN_NAME = "plan.json"
@@ -46,7 +46,11 @@ def bisect_bundle(bundle: Bundle) -> BisectReport:
     from secateur.models.reference import neutralised
 
     module = net.eval() if plan is None else neutralised(net.eval(), removed_units(dense, plan))
-    options = BisectOptions(sites=token_sites(shipped, {}), feeds=budget_feeds(shipped, {}))
+    options = BisectOptions(
+        sites=token_sites(shipped, {}),
+        feeds=budget_feeds(shipped, {}),
+        restore=put_back_at(shipped),
+    )
     return bisect(module, other, fed, options)
 
 

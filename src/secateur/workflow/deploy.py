@@ -21,7 +21,7 @@ from secateur.runtime.bundle_writer import Draft, new_bundle
 from secateur.runtime.engine_cache import engine_cache
 from secateur.runtime.goldens import goldens_to_bytes
 from secateur.workflow import shipping, verification
-from secateur.workflow.answers import DataOptions, make_goldens, on_data, token_outputs
+from secateur.workflow.answers import DataOptions, make_goldens, on_data, token_axes, token_outputs
 from secateur.workflow.arrays import save_text
 from secateur.workflow.bisecting import PLAN_NAME
 from secateur.workflow.counting import size_of
@@ -166,8 +166,8 @@ def _make(recipe: Recipe, progress: Progress) -> Work:
     if not selections and source.marked is None:
         return Work(source, reference, samples, chosen, analysis, pruned, source.graph, smaller)
     with progress.step("insert the token selections"):
-        shipped = select_tokens(smaller, selections)
-        tokens_only = select_tokens(whole, selections)
+        shipped = select_tokens(smaller, selections, restore=recipe.restore)
+        tokens_only = select_tokens(whole, selections, restore=recipe.restore)
     return Work(source, reference, samples, chosen, analysis, pruned, tokens_only, shipped)
 
 
@@ -253,11 +253,12 @@ def _verify(
     """Compare with the reference and on the user's data; the level that is shipped."""
     results, progress = told
     options = verification.parity_options(recipe, work.source.outputs, token_outputs(work.analysis))
+    options = replace(options, token_axes=token_axes(work.analysis))
     plan = work.pruned.plan if work.pruned else None
     batches: list[Arrays] = [*_batches(recipe, work.samples)]
     with progress.step("compare with the PyTorch reference"):
         goldens = make_goldens(work.reference, plan, work.shipped, batches)
-        draft.write(names.GOLDENS_NAME, _golden_bytes(goldens, options.token_outputs))
+        draft.write(names.GOLDENS_NAME, _golden_bytes(goldens, options))
         verified = _verified(work, placed, goldens, options, batches)
     if verified.lowered_from:
         progress.note(f"graph optimisation lowered to {verified.level!r}: above it numbers change")
@@ -305,8 +306,13 @@ def _verified(
         raise explained(error, found) from error
 
 
-def _golden_bytes(goldens: list[Golden], token_outputs: frozenset[str]) -> bytes:
-    return goldens_to_bytes(shipping.golden_case(golden, token_outputs) for golden in goldens)
+def _golden_bytes(goldens: list[Golden], options: Options) -> bytes:
+    """What an engine is compared with: outputs whose tokens are another axis stay here."""
+    kept = [
+        replace(one, outputs={n: x for n, x in one.outputs.items() if n not in options.token_axes})
+        for one in goldens
+    ]
+    return goldens_to_bytes(shipping.golden_case(one, options.token_outputs) for one in kept)
 
 
 def _stop_unless_equal(results: Results, output: Path) -> None:

@@ -108,9 +108,20 @@ def token_sites(model: ir.Model, amounts: Mapping[str, int]) -> tuple[TokenSite,
             heads=_left(model, record["site"], "heads"),
             queries=_left(model, record["site"], "query_heads"),
             options=record.get("options", {}),
+            cut="" if record.get("cut", "block") in ("block", "attention") else record["cut"],
+            given=record.get("signals", {}),
+            among=record.get("among", ""),
+            leaves=record.get("leaves", ""),
+            close_gaps=record.get("close_gaps", False),
         )
         for record in site_records(model)
     )
+
+
+def put_back_at(model: ir.Model) -> tuple[str, ...]:
+    """Return where the model puts tokens back that left."""
+    names: list[str] = json.loads(model.metadata_props.get("secateur.restore", "[]"))
+    return tuple(names)
 
 
 def _left(model: ir.Model, site: str, role: str) -> tuple[int, ...]:
@@ -151,13 +162,15 @@ def golden_from_torch(
     sites: Sequence[TokenSite],
     *,
     feeds: Mapping[str, dict[str, Array]] | None = None,
+    restore: Sequence[str] = (),
 ) -> Golden:
     """Run the PyTorch reference on one batch of arrays."""
     import torch
 
     from secateur.models.reference import run
 
-    result = run(net, {name: torch.from_numpy(np.asarray(x)) for name, x in batch.items()}, sites)
+    tensors = {name: torch.from_numpy(np.asarray(x)) for name, x in batch.items()}
+    result = run(net, tensors, sites, restore=restore)
     return golden(batch, result, sites, feeds or {})
 
 
@@ -221,6 +234,7 @@ __all__ = [
     "default_budgets",
     "golden",
     "golden_from_torch",
+    "put_back_at",
     "renamed",
     "site_records",
     "token_sites",

@@ -36,6 +36,7 @@ def run_torch(
     batch: Arrays,
     sites: Sequence[TokenSite],
     feeds: Mapping[str, dict[str, Array]],
+    restore: Sequence[str] = (),
 ) -> TorchRun:
     """Run the PyTorch reference and note what its modules return."""
     import torch
@@ -58,7 +59,7 @@ def run_torch(
     ]
     try:
         tensors = {name: torch.from_numpy(np.asarray(x)) for name, x in batch.items()}
-        result = run(net, tensors, sites)
+        result = run(net, tensors, sites, restore=restore)
     finally:
         for handle in handles:
             handle.remove()

@@ -79,6 +79,30 @@ def golden_from_onnx(
     return golden(batch, ReferenceRun(outputs, runs), sites, feeds or {})
 
 
+def check_masked(sites: Sequence[TokenSite], restore: Sequence[str]) -> None:
+    """Refuse selections that this reference does not know; the PyTorch one does.
+
+    Raises:
+        BadInputError: naming the site and what it asks for.
+    """
+    for site in sites:
+        asked = {
+            "cut": site.cut,
+            "signals": ", ".join(site.given),
+            "among": site.among,
+            "close_gaps": site.close_gaps,
+            "restore": ", ".join(restore),
+        }
+        if found := {name: str(value) for name, value in asked.items() if value}:
+            raise BadInputError(
+                "a model that came as ONNX has no reference for this selection",
+                where=f"site {site.site!r}",
+                got=", ".join(f"{name}: {value}" for name, value in found.items()),
+                wanted="a model from PyTorch, or a selection behind a block of attention",
+                next_step="give the module that the file was exported from",
+            )
+
+
 def _alive(known: Sequence[Tensor], n_sites: int) -> dict[str, Array]:
     """A site that is not yet reached keeps what the one before it kept."""
     return {
@@ -350,4 +374,4 @@ def _input(node: ir.Node, slot: int) -> ir.Value:
     return value
 
 
-__all__ = ["golden_from_onnx"]
+__all__ = ["check_masked", "golden_from_onnx"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,8 @@ class Options:
     token_outputs: frozenset[str] = frozenset()
     """Outputs with a row per token of the input (restored ones): compared on kept rows."""
     tasks: tuple[Task, ...] = ()
+    token_axes: Mapping[str, int] = field(default_factory=dict)
+    """The same of outputs whose tokens are another axis than the one behind the batch."""
 
     @property
     def tolerance(self) -> Tolerance:
@@ -194,16 +196,21 @@ def _check_batch(
         compare(
             name,
             *on_kept_rows(
-                _named(got, name),
-                wanted,
+                _tokens_second(_named(got, name), name, options),
+                _tokens_second(wanted, name, options),
                 golden.kept(),
-                is_restored=name in options.token_outputs,
+                is_restored=name in options.token_outputs or name in options.token_axes,
             ),
             tolerance=options.tolerance,
         )
         for name, wanted in golden.outputs.items()
     ]
     return sites, outputs
+
+
+def _tokens_second(array: Array, name: str, options: Options) -> Array:
+    """Bring the tokens of an output to the axis behind the batch."""
+    return np.moveaxis(array, options.token_axes[name], 1) if name in options.token_axes else array
 
 
 def _named(arrays: dict[str, Array], name: str) -> Array:
