@@ -24,8 +24,8 @@ from secateur.workflow import shipping, verification
 from secateur.workflow.answers import DataOptions, make_goldens, on_data, token_axes, token_outputs
 from secateur.workflow.arrays import save_text
 from secateur.workflow.bisecting import PLAN_NAME
-from secateur.workflow.counting import size_of
 from secateur.workflow.calibration_choice import Chosen, choose_samples
+from secateur.workflow.counting import size_of
 from secateur.workflow.data import Samples, example_samples, load_samples, read_npz
 from secateur.workflow.environment import environment
 from secateur.workflow.fitted_reference import fitted_module
