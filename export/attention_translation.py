@@ -152,6 +152,7 @@ def _causal_mask(op: Opset, query: ir.Value, key: ir.Value) -> ir.Value:
         op.Unsqueeze(rows, op.Constant(value_ints=[1])),
         op.Unsqueeze(columns, op.Constant(value_ints=[0])),
     )
+    seen.dtype = ir.DataType.BOOL  # nobody has inferred types yet, and what is added depends on it
     return seen
 
 

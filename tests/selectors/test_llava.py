@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from tests.selectors.targets import PATCHES, PIXELS, SIDE, save_words, seeded
 
 from secateur.errors import BadInputError
 from secateur.export.source import LoadedModel, load
+from secateur.models.reference import TokenSite
+from secateur.models.reference import run as reference_run
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
 IMAGE = 29
@@ -85,3 +88,20 @@ def test_features_of_several_layers_are_refused(folder: Path, tmp_path: Path) ->
 def test_a_part_is_refused(folder: Path) -> None:
     with pytest.raises(BadInputError, match="no such part"):
         load(f"{folder}#vision")
+
+
+@pytest.mark.sweep
+def test_the_reference_finds_the_picture_among_the_words(loaded: LoadedModel) -> None:
+    site = TokenSite(
+        "model.vision_tower.encoder.layers.1", "class_row", cut="joined", protected=0, amount=500
+    )
+    told = replace(site, around=(3, 5))
+    found = replace(site, among="model.multi_modal_projector")
+    runs = [reference_run(loaded.net, loaded.inputs, [one]) for one in (told, found)]
+    kept = [one.sites[site.site].kept for one in runs]
+    assert kept[0].shape[1] == PATCHES // 2
+    assert torch.equal(*kept)
+    assert torch.equal(*(one.outputs["logits"] for one in runs))
+    lost = replace(site, among="model.vision_tower.encoder.layers.1")
+    with pytest.raises(BadInputError, match="not seen to be joined"):
+        reference_run(loaded.net, loaded.inputs, [lost])
