@@ -75,7 +75,6 @@ def lower_markers(
             graph=trace(marker.attributes["by"].as_string(), site, opset_of(copy), options),
             budget=_budget(marker, is_input=is_input),
             expose_kept=expose_kept,
-            signals=_given(marker),
             close_gaps=not site.attends,  # as the model does that drops tokens by itself
         )
         chosen.append((selection, site, cut))
@@ -96,13 +95,6 @@ def _bypass(marker: ir.Node, graph: ir.Graph) -> CutPoint:
     marked.replace_all_uses_with(hidden)
     graph.remove(marker, safe=True)
     return CutPoint(marker.attributes["site"].as_string(), hidden, readers)
-
-
-def _given(marker: ir.Node) -> dict[str, str]:
-    """Return the signals that the model hands over itself: names to values of the graph."""
-    names = json.loads(marker.attributes.get_string("given", "[]"))
-    values = marker.inputs[1:]
-    return {name: str(value.name) for name, value in zip(names, values, strict=True) if value}
 
 
 def _budget(marker: ir.Node, *, is_input: bool) -> Budget:

@@ -69,12 +69,20 @@ def run(  # noqa: PLR0913 - what may be forced and put back, by name
         restore: paths of the modules behind which dropped tokens are put back as they left.
 
     Raises:
-        BadInputError: a site that the module lacks, that holds no attention, or whose
-            scores are NaN.
+        BadInputError: a site that the module lacks, that holds no attention, that closes
+            gaps, or whose scores are NaN.
     """
     if net.training:
         raise BadInputError(
             "the reference needs a module in evaluation mode", next_step="call net.eval()"
+        )
+    if closing := [site.site for site in sites if site.close_gaps]:
+        raise BadInputError(
+            "tokens that become neighbours cannot be masked, so that there is no reference",
+            where=", ".join(f"site {name!r}" for name in closing),
+            got="close_gaps",
+            next_step="compare with a forward that really drops tokens; secateur select writes "
+            "the graph without a reference",
         )
     batch = next(iter(inputs.values())).shape[0]
     sites = _with_outputs(net, inputs, sites, forced or {}, valid)

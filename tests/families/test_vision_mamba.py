@@ -23,7 +23,9 @@ from secateur.export.torch_export import from_torch
 from secateur.export.verify import run
 from secateur.graph_passes.force_selection import force
 from secateur.models.families.vision_mamba import Mixer, Sizes, VisionMamba
+from secateur.models.reference import run as reference_run
 from secateur.models.selectors import Selection
+from secateur.workflow.golden import token_sites
 from secateur.workflow.selecting import Select, select_tokens
 
 CONFIG = {
@@ -288,6 +290,13 @@ def test_what_reads_neighbours_has_to_be_told_that_gaps_close(dense: ir.Model) -
     with pytest.raises(PreconditionError, match="mixes neighbours") as caught:
         select_tokens(dense, [Select("layers.0", "hidden_norm", KEEP, 0)])
     assert "close_gaps" in str(caught.value)
+
+
+def test_a_masked_reference_cannot_close_gaps(opened: LoadedModel, dense: ir.Model) -> None:
+    assert opened.net is not None
+    sites = token_sites(select_tokens(dense, [by_norm(0)]), {})
+    with pytest.raises(BadInputError, match="cannot be masked"):
+        reference_run(opened.net, {"pixel_values": pictures()}, sites)
 
 
 @pytest.mark.parametrize(
