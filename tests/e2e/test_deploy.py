@@ -184,8 +184,8 @@ def test_a_model_that_is_not_the_reference_is_not_shipped(
 
     select = workflow.select_tokens
 
-    def spoiled(model, selections):
-        made = select(model, selections)
+    def spoiled(model, selections, **options):
+        made = select(model, selections, **options)
         for value in made.graph.initializers.values():
             if value.const_value is not None and tuple(value.const_value.shape) == (16, 24):
                 value.const_value = ir.tensor(value.const_value.numpy() * 1.01)

@@ -24,7 +24,7 @@ from secateur.graph_passes.axes.relations import (
 from secateur.graph_passes.axes.view import View
 
 _STEPS = "a step of the recurrence needs the one before it"
-_BODY = "the graph inside reads or makes it"
+_BODY = "the graph inside the Scan reads or makes it"
 _GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _W, _R, _B, _PEEPHOLES = 1, 2, 3, 7
 _LETTERS = {0: "TNI", 1: "D.I", 2: "D.H", 3: "D.", 4: "N", 5: "DNH", 6: "DNH", 7: "D.",
