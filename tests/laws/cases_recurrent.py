@@ -42,5 +42,5 @@ RECURRENT: list[Case] = [
          frozen="LSTM says nothing about axis 2 of input 0"),
     Case("Scan", (x(2, 3), x(2, 5, 3)), _SCAN, outputs=2, free=0, frozen=_TIME),
     Case("Scan", (x(2, 3), x(2, 5, 3)), {**_SCAN, "scan_output_directions": [1]}, outputs=2, free=0,
-         frozen="the graph inside reads or makes it"),
+         frozen="the graph inside the Scan reads or makes it"),
 ]  # fmt: skip
