@@ -40,9 +40,9 @@ from secateur.models.madtp.tasks import BlipNlvr, Compression
 from secateur.models.madtp.towers import blip_image
 from secateur.models.madtp.work import nlvr_macs
 from secateur.runtime.backend import EngineSpec, ShapeRange
+from secateur.runtime.backends.tensorrt import TensorRt
 from secateur.runtime.bench import BenchCase, BenchModel, BenchOptions, interleaved
 from secateur.runtime.staged import Arrays, Run, Staged
-from secateur.runtime.tensorrt import TensorRt
 from secateur.workflow.madtp_stages import split
 
 ROOT = Path(__file__).parents[1]

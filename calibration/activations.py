@@ -13,9 +13,18 @@ from numpy.typing import NDArray
 from secateur.errors import BadInputError
 from secateur.export.marker_translation import without_markers
 from secateur.export.onnx_file import save
-from secateur.runtime.onnxruntime import OnnxRuntime
+from secateur.runtime.backends.onnxruntime import OnnxRuntime
 
 Batch: TypeAlias = Mapping[str, NDArray[Any]]
+
+TOKEN_WEIGHTS = "secateur.token_weights"
+"""Name of an array (B, N) beside a batch's inputs: how much each token counts in statistics; one
+of weight 0 is left out as padding is."""
+
+
+def inputs_of(batch: Batch) -> Batch:
+    """Everything of a batch that the model reads."""
+    return {name: array for name, array in batch.items() if name != TOKEN_WEIGHTS}
 
 
 def observe(
@@ -31,7 +40,7 @@ def observe(
         save(without_markers(with_outputs(model, names)), path)
         with OnnxRuntime().session(path) as run:
             for batch in data:
-                yield batch, run(batch)
+                yield batch, run(inputs_of(batch))
 
 
 def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
@@ -47,4 +56,4 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return copy
 
 
-__all__ = ["Batch", "observe", "with_outputs"]
+__all__ = ["TOKEN_WEIGHTS", "Batch", "inputs_of", "observe", "with_outputs"]

@@ -14,7 +14,7 @@ from secateur.export.marker_translation import without_markers
 from secateur.export.onnx_file import save
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of, raise_opset
 from secateur.graph_passes.prepare import prepare
-from secateur.runtime.onnxruntime import OnnxRuntime
+from secateur.runtime.backends.onnxruntime import OnnxRuntime
 
 _SUFFIX = ".largest"
 

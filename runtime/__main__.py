@@ -14,6 +14,7 @@ import numpy as np
 
 from secateur.errors import BadInputError, ParityError, SecateurError
 from secateur.runtime.backend import EngineSpec
+from secateur.runtime.backends.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.bench import BenchOptions, BenchRow, break_even_batch
 from secateur.runtime.bench_bundle import bench_bundle
 from secateur.runtime.build import BuildOptions, build_target, safe_level
@@ -37,11 +38,10 @@ from secateur.runtime.on_device import (
     trtexec_of,
 )
 from secateur.runtime.onnx_outline import read_outline
-from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.parity import GoldenParity, check_goldens
 from secateur.runtime.session import DEFAULT_TARGET, open_session
 from secateur.runtime.targets import parse_target
-from secateur.runtime.tensorrt_inspect import engine_information
+from secateur.runtime.tensorrt.inspect import engine_information
 
 AUTO = "auto"
 

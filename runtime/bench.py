@@ -22,8 +22,8 @@ import numpy as np
 
 from secateur.errors import BadInputError, SecateurError
 from secateur.runtime.backend import Arrays
+from secateur.runtime.backends.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.build_worker import error_from_json
-from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 
 logger = logging.getLogger(__name__)
 

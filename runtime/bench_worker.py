@@ -13,9 +13,9 @@ from typing import Any
 
 from secateur.errors import SecateurError
 from secateur.runtime.backend import Arrays, Run
+from secateur.runtime.backends.onnxruntime import OnnxRuntime
 from secateur.runtime.build_worker import error_to_json
 from secateur.runtime.npz import read_npz
-from secateur.runtime.onnxruntime import OnnxRuntime
 
 
 def main(folder: Path) -> int:

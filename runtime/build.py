@@ -9,6 +9,8 @@ from pathlib import Path
 
 from secateur.errors import BadInputError
 from secateur.runtime.backend import BACKENDS, EngineSpec, ShapeRange
+from secateur.runtime.backends.onnxruntime import OPTIMISATION_LEVELS
+from secateur.runtime.backends.tensorrt import TensorRt
 from secateur.runtime.budgets import along, symbol_ranges
 from secateur.runtime.build_job import QUIET, BuildJob
 from secateur.runtime.bundle import FORCED_NAME, GOLDENS_NAME, MODEL_NAME
@@ -20,11 +22,9 @@ from secateur.runtime.deployed import highest_agreeing_level
 from secateur.runtime.engine_cache import EngineCache, Fetched, ingredients
 from secateur.runtime.goldens import read_goldens
 from secateur.runtime.onnx_outline import ModelOutline, read_outline
-from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.profiles import complete_spec
 from secateur.runtime.sites import sites_from_metadata
 from secateur.runtime.targets import Target, parse_target
-from secateur.runtime.tensorrt import TensorRt
 from secateur.runtime.versions import same_series
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from secateur import errors
 from secateur.errors import BuildError, SecateurError
 from secateur.runtime.backend import Built, EngineSpec
 from secateur.runtime.build_job import BuildJob, Step
-from secateur.runtime.tensorrt_build import build_engine
+from secateur.runtime.tensorrt.build import build_engine
 
 _PR_SET_PDEATHSIG = 1
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from secateur.errors import BadInputError
 from secateur.runtime.backend import Array, Arrays
+from secateur.runtime.backends.onnxruntime import OPTIMISATION_LEVELS, OnnxRuntime
 from secateur.runtime.compare import Tolerance, compare
-from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS, OnnxRuntime
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 from secateur.runtime.backend import BACKENDS, Array, Arrays, Backend
+from secateur.runtime.backends.onnxruntime import PROVIDERS
 from secateur.runtime.bundle import Bundle, open_bundle
-from secateur.runtime.onnxruntime import PROVIDERS
 from secateur.runtime.sites import budget_inputs
 from secateur.runtime.targets import parse_target
 from secateur.runtime.traffic import record_request

@@ -28,7 +28,7 @@ from secateur.export.onnx_file import save
 from secateur.graph_passes.attention import find_sites
 from secateur.runtime import cuda_driver
 from secateur.runtime.backend import BACKENDS, Built, EngineSpec, ShapeRange
-from secateur.runtime.onnxruntime import PROVIDERS
+from secateur.runtime.backends.onnxruntime import PROVIDERS
 from secateur.workflow.flops import count_flops
 from secateur.workflow.precision import Lowering, lower
 

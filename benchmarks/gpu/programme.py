@@ -24,7 +24,7 @@ from secateur.errors import MissingDependencyError, SecateurError
 from secateur.runtime import cuda_driver
 from secateur.runtime.bundle import open_bundle
 from secateur.runtime.parity import check_goldens
-from secateur.runtime.tensorrt_api import load
+from secateur.runtime.tensorrt.api import load
 
 SECONDS = 8 * 60.0
 ROOT = Path(__file__).resolve().parents[2]

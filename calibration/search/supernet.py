@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from secateur.calibration.activations import observe, with_outputs
+from secateur.calibration.activations import inputs_of, observe, with_outputs
 from secateur.calibration.allocation import best
 from secateur.calibration.compensation.refit import without_bias
 from secateur.calibration.compensation.writing import laid_out
@@ -31,7 +31,7 @@ from secateur.export.onnx_file import save
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.groups import Analysis, Group
 from secateur.graph_passes.names import node_name
-from secateur.runtime.onnxruntime import OnnxRuntime
+from secateur.runtime.backends.onnxruntime import OnnxRuntime
 
 Batch = Mapping[str, NDArray[Any]]
 Weights = dict[str, NDArray[Any]]
@@ -106,7 +106,7 @@ class Supernet:
         n_batches = max(len(self._batches) >> (STAGES - 1 - stage), 1)
         moved = total = 0.0
         for batch, want in zip(self._batches[:n_batches], self._wanted, strict=False):
-            (got,) = self._run({**batch, **weights}).values()
+            (got,) = self._run({**inputs_of(batch), **weights}).values()
             one, all_of_it = _distance(got, want, self._measure)
             moved, total = moved + one, total + all_of_it
         loss = moved / max(total, np.finfo(np.float64).tiny)

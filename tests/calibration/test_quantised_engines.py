@@ -14,7 +14,7 @@ from secateur.calibration.quantisation.scheme import Scheme
 from secateur.errors import BadInputError
 from secateur.export.onnx_file import save
 from secateur.runtime.backend import EngineSpec, ShapeRange
-from secateur.runtime.tensorrt import TensorRt
+from secateur.runtime.backends.tensorrt import TensorRt
 from secateur.workflow.selecting import Select, select_tokens
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed")

@@ -12,7 +12,7 @@ from secateur.errors import MissingDependencyError
 from secateur.runtime import cuda_driver
 from secateur.runtime.build import BuildOptions, build_target
 from secateur.runtime.bundle_writer import revised_bundle
-from secateur.runtime.tensorrt_api import load
+from secateur.runtime.tensorrt.api import load
 
 # The bundles of the runtime's tests.
 bundle_path, proven_path, tokens = small.bundle_path, small.proven_path, small.tokens

@@ -166,11 +166,11 @@ class Build:
     def _build(self, capabilities: tuple[str, ...]) -> dict[str, Any]:
         from secateur.errors import SecateurError
         from secateur.runtime.backend import EngineSpec
+        from secateur.runtime.backends.tensorrt import TensorRt
         from secateur.runtime.onnx_outline import read_outline
         from secateur.runtime.profiles import complete_spec, profiles_from_dimensions
         from secateur.runtime.sites import sites_from_metadata
         from secateur.runtime.targets import Target
-        from secateur.runtime.tensorrt import TensorRt
 
         outline = read_outline(self.path)
         budgets = {site.budget.input for site in sites_from_metadata(outline.metadata)}

@@ -60,7 +60,7 @@ class Use:
 
 
 def _files() -> list[Path]:
-    return sorted(FOLDER.glob("tensorrt_*.py"))
+    return sorted((FOLDER / "tensorrt").glob("*.py"))
 
 
 def uses(path: Path) -> list[Use]:

@@ -12,8 +12,8 @@ from tests.runtime.conftest import make_selecting
 from secateur.errors import BadInputError, MissingDependencyError
 from secateur.runtime.bundle import open_bundle
 from secateur.runtime.bundle_writer import revised_bundle
-from secateur.runtime.tensorrt_api import Message, load
-from secateur.runtime.tensorrt_engine import cannot_open
+from secateur.runtime.tensorrt.api import Message, load
+from secateur.runtime.tensorrt.engine import cannot_open
 
 # As TensorRT 10 and TensorRT-RTX say it.
 SAID = {

@@ -12,11 +12,11 @@ from onnx import TensorProto, helper
 
 from secateur.errors import BadInputError
 from secateur.runtime.backend import EngineSpec
+from secateur.runtime.backends.tensorrt import TensorRt
 from secateur.runtime.bundle_writer import new_bundle
 from secateur.runtime.datatypes import check_types, refuse_types
 from secateur.runtime.onnx_outline import read_outline
 from secateur.runtime.targets import parse_target
-from secateur.runtime.tensorrt import TensorRt
 
 TYPES = {
     "bfloat16": TensorProto.BFLOAT16,

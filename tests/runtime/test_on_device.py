@@ -21,12 +21,12 @@ from secateur.recipe import parse_shapes
 from secateur.runtime import on_device
 from secateur.runtime.__main__ import main
 from secateur.runtime.backend import EngineSpec, Profile, ShapeRange
+from secateur.runtime.backends.tensorrt import TensorRt
 from secateur.runtime.build_job import BuildJob, Memory, Step, StepPrinter, memory_for
 from secateur.runtime.bundle import open_bundle
 from secateur.runtime.bundle_writer import revised_bundle
 from secateur.runtime.goldens import goldens_to_bytes, read_goldens
 from secateur.runtime.on_device import fitting_workspace
-from secateur.runtime.tensorrt import TensorRt
 from secateur.runtime.trtexec import trtexec_line
 
 K = "encoder.layer.0.k"

@@ -11,7 +11,7 @@ import pytest
 from secateur.errors import BadInputError, MissingDependencyError
 from secateur.runtime.__main__ import main
 from secateur.runtime.backend import BACKENDS, EngineSpec
-from secateur.runtime.onnxruntime import CPU, OnnxRuntime, run_bound
+from secateur.runtime.backends.onnxruntime import CPU, OnnxRuntime, run_bound
 from secateur.runtime.session import open_session
 from secateur.runtime.targets import parse_target
 

@@ -136,7 +136,7 @@ def test_outputs_with_a_row_per_token_are_compared_on_kept_rows(proven_path: Pat
 
 
 def test_a_model_without_selection_is_judged_as_shipped(tmp_path: Path, dense_path: Path) -> None:
-    from secateur.runtime.onnxruntime import OnnxRuntime
+    from secateur.runtime.backends.onnxruntime import OnnxRuntime
 
     x = np.random.default_rng(1).standard_normal((1, 5, 8)).astype(np.float32)
     with OnnxRuntime().session(dense_path) as run:

@@ -272,7 +272,7 @@ def test_an_engine_is_built_with_every_profile(bundle_path):
 
 
 def test_two_profiles_make_a_larger_engine_than_one(dense_path):
-    from secateur.runtime.tensorrt import TensorRt
+    from secateur.runtime.backends.tensorrt import TensorRt
 
     onnx.save(make_dense(), dense_path)
     sizes = [

@@ -14,7 +14,7 @@ from tests.passes.selection.support import insert, selections
 
 from secateur.errors import BadInputError, BuildError, MissingDependencyError
 from secateur.runtime.backend import BACKENDS, EngineSpec, ShapeRange
-from secateur.runtime.tensorrt import TensorRt, build_in_child
+from secateur.runtime.backends.tensorrt import TensorRt, build_in_child
 
 K = ShapeRange((1,), (600,), (1000,))
 X = ShapeRange((1, 4, 8), (1, 8, 8), (4, 16, 8))

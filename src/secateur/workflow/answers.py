@@ -17,8 +17,8 @@ from secateur.graph_passes.groups import Analysis, analyse
 from secateur.graph_passes.masking import mask
 from secateur.graph_passes.plan import Plan
 from secateur.runtime.backend import Array, Arrays, Run
+from secateur.runtime.backends.onnxruntime import OnnxRuntime
 from secateur.runtime.bundle import DENSE_NAME, FORCED_NAME, Bundle, open_bundle
-from secateur.runtime.onnxruntime import OnnxRuntime
 from secateur.workflow.data import Samples
 from secateur.workflow.golden import (
     Golden,

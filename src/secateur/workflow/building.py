@@ -14,6 +14,7 @@ from secateur.export.marker_translation import without_markers
 from secateur.export.onnx_file import from_onnx
 from secateur.graph_passes.lowering import MARKER, has_markers
 from secateur.recipe import Profile, Traffic
+from secateur.runtime.backends.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.build import BuildOptions
 from secateur.runtime.bundle import MODEL_NAME, is_bundle
 from secateur.runtime.bundle_writer import Draft, new_bundle, revised_bundle
@@ -21,7 +22,6 @@ from secateur.runtime.compare import TOLERANCES
 from secateur.runtime.deployed import highest_agreeing_level
 from secateur.runtime.engine_cache import engine_cache
 from secateur.runtime.onnx_outline import read_outline
-from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS
 from secateur.runtime.profiles import profiles_from_dimensions
 from secateur.runtime.sites import sites_from_metadata
 from secateur.runtime.targets import parse_target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from secateur.workflow.model_session import open_model
 from secateur.workflow.schedules import distances
 from secateur.workflow.selecting import Select, select_tokens
 from secateur.workflow.tuning_times import race
+
+_HEAT_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,22 @@ def run_off(
     return tuple(rows)
 
 
+def fastest(
+    model: ir.Model,
+    schedules: Sequence[tuple[Select, ...]],
+    answered: Answered,
+    *,
+    count: int,
+    folder: Path,
+) -> list[tuple[Select, ...]]:
+    """Return the ``count`` schedules that take the least time, fastest first."""
+    if len(schedules) <= count:
+        return list(schedules)
+    models = {str(i): select_tokens(model, one) for i, one in enumerate(schedules)}
+    taken = race(models, answered.batches, rounds=_HEAT_ROUNDS, folder=folder)
+    return [schedules[int(name)] for name in sorted(taken, key=taken.__getitem__)[:count]]
+
+
 def _neighbours(outputs: Array) -> Array:
     """The most similar other sample of each, by cosine."""
     flat = outputs.reshape(len(outputs), -1).astype(np.float64)
@@ -90,4 +108,4 @@ def _neighbours(outputs: Array) -> Array:
     return nearest
 
 
-__all__ = ["Agreed", "Answered", "Raced", "agreement", "run_off"]
+__all__ = ["Agreed", "Answered", "Raced", "agreement", "fastest", "run_off"]

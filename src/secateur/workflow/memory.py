@@ -43,7 +43,7 @@ def peak_bytes(model: Path, inputs: Arrays, *, level: str) -> int:
 
 def main(model: str, arrays: str, level: str) -> None:
     """Run the model in this process and print its peak."""
-    from secateur.runtime.onnxruntime import OnnxRuntime
+    from secateur.runtime.backends.onnxruntime import OnnxRuntime
 
     with np.load(arrays, allow_pickle=False) as file:
         inputs = {name: file[name] for name in file.files}

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from secateur.export.marker_translation import without_markers
 from secateur.export.onnx_file import save
 from secateur.runtime.backend import Run
-from secateur.runtime.onnxruntime import OnnxRuntime
+from secateur.runtime.backends.onnxruntime import OnnxRuntime
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from secateur.export.onnx_file import save
 from secateur.graph_passes.attention import find_sites
 from secateur.recipe import Selection
 from secateur.runtime.backend import Array, Arrays, Run
-from secateur.runtime.onnxruntime import OnnxRuntime
+from secateur.runtime.backends.onnxruntime import OnnxRuntime
 from secateur.workflow.selecting import Select, select_tokens
 
 KEEP = (1000, 900, 800, 700, 600, 500, 400, 300)

@@ -24,7 +24,7 @@ from secateur.graph_passes.groups import analyse
 from secateur.recipe import Recipe
 from secateur.workflow.data import Samples, load_samples
 from secateur.workflow.deploy import Progress
-from secateur.workflow.finalists import Answered, Raced, agreement, run_off
+from secateur.workflow.finalists import Answered, Raced, agreement, fastest, run_off
 from secateur.workflow.model_session import open_model
 from secateur.workflow.pruning import prune_graph, read_plan
 from secateur.workflow.schedules import Judge, Schedules, Variant, selects
@@ -33,6 +33,8 @@ from secateur.workflow.sources import Source, load_model
 from secateur.workflow.tuning_times import measure_layers
 
 _FEWEST_SAMPLES = 8
+_HEAT = 12
+"""So many schedules of the front run on the samples of the search: expected times are not times."""
 _RACED = 4
 _MARGIN = 0.9
 """A finalist loses this much of what it may on the samples of the search: others will differ."""
@@ -47,7 +49,7 @@ class TuneOptions:
     cut: tuple[str, ...] = ("attention", "block")
     sites: tuple[str, ...] = ()
     """Attention blocks that may drop tokens; empty: all but the last."""
-    evaluations: int = 150
+    evaluations: int = 300
     seed: int = 0
     batch: int = 8
     held_out: float = 0.4
@@ -115,9 +117,10 @@ def tune(recipe: Recipe, options: TuneOptions, *, progress: Progress) -> Tuned:
             )
         with progress.step("run the finalists on held-out samples"):
             largest = None if options.latency_ms is not None else _loss(model, hand, known, options)
-            chosen = _finalists(points, largest, options)
+            near = [schedules.selections(genes) for genes in _near(points, largest, options)]
+            chosen = fastest(model, near, known, count=_RACED, folder=place)
             named = {"dense": ()} | ({"recipe": hand} if hand else {})
-            named |= {f"found {i + 1}": schedules.selections(g) for i, g in enumerate(chosen)}
+            named |= {f"found {i + 1}": selections for i, selections in enumerate(chosen)}
             raced = run_off(model, named, unknown, rounds=options.rounds, folder=place)
     return Tuned(points, front(points), raced, _best(raced))
 
@@ -214,7 +217,7 @@ def _loss(
     return agreement(select_tokens(model, hand), known).loss
 
 
-def _finalists(points: Sequence[Point], largest: float | None, options: TuneOptions) -> list[Genes]:
+def _near(points: Sequence[Point], largest: float | None, options: TuneOptions) -> list[Genes]:
     """The schedules that meet the target on the samples of the search, cheapest first."""
     if largest is None:
         assert options.latency_ms is not None
@@ -222,7 +225,7 @@ def _finalists(points: Sequence[Point], largest: float | None, options: TuneOpti
     within(points, loss=largest)  # names what can be reached where nothing meets the target
     allowed = [point for point in front(points) if point.loss <= largest * _MARGIN]
     allowed = allowed or [within(points, loss=largest)]
-    return [point.genes for point in allowed[:_RACED]]
+    return [point.genes for point in allowed[:_HEAT]]
 
 
 def _best(raced: Sequence[Raced]) -> Raced:

@@ -11,8 +11,8 @@ import numpy as np
 from secateur.errors import ParityError
 from secateur.recipe import Recipe
 from secateur.runtime.backend import Array, Arrays, Run
+from secateur.runtime.backends.onnxruntime import OPTIMISATION_LEVELS, OnnxRuntime
 from secateur.runtime.compare import relative_error
-from secateur.runtime.onnxruntime import OPTIMISATION_LEVELS, OnnxRuntime
 from secateur.workflow.golden import Golden
 from secateur.workflow.parity import METRICS, Options, ParityReport, Task, check
 from secateur.workflow.precision import dtype_of, rounded, runs_on_cpu

@@ -10,7 +10,7 @@ from secateur.errors import BadInputError
 from secateur.runtime.backend import Profile, ShapeRange
 from secateur.runtime.device_buffers import Store
 from secateur.runtime.signature import TensorInfo
-from secateur.runtime.tensorrt_api import Message
+from secateur.runtime.tensorrt.api import Message
 
 
 def signature_of(trt: Any, engine: Any) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:  # noqa: ANN401

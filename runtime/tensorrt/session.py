@@ -20,8 +20,8 @@ from secateur.runtime.backend import Array, Arrays, Profile, Run
 from secateur.runtime.device_buffers import GraphCache, Store
 from secateur.runtime.profile_choice import Sizes, choose_profile, sizes_of
 from secateur.runtime.signature import TensorInfo, check_inputs, verify_inputs
-from secateur.runtime.tensorrt_api import Message, load, make_logger
-from secateur.runtime.tensorrt_engine import (
+from secateur.runtime.tensorrt.api import Message, load, make_logger
+from secateur.runtime.tensorrt.engine import (
     cannot_open,
     make_context,
     make_output_allocator,

@@ -22,7 +22,7 @@ from secateur.runtime.build_job import BuildJob
 from secateur.runtime.checks import describe
 from secateur.runtime.files import sha256_of
 from secateur.runtime.onnx_outline import ModelOutline, NodeOutline, read_outline
-from secateur.runtime.tensorrt_api import (
+from secateur.runtime.tensorrt.api import (
     Message,
     allow_decomposition,
     load,
@@ -30,7 +30,7 @@ from secateur.runtime.tensorrt_api import (
     network_flags,
     set_capabilities,
 )
-from secateur.runtime.tensorrt_job import keep_timings, use_timings, watch
+from secateur.runtime.tensorrt.job import keep_timings, use_timings, watch
 
 SIDECAR_SCHEMA = 1
 

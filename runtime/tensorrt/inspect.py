@@ -6,8 +6,8 @@ Not yet run on hardware; the names used are held to the published bindings by a 
 from __future__ import annotations
 
 from secateur.runtime import cuda_driver
-from secateur.runtime.tensorrt_api import Message, load, make_logger
-from secateur.runtime.tensorrt_engine import cannot_open, make_context
+from secateur.runtime.tensorrt.api import Message, load, make_logger
+from secateur.runtime.tensorrt.engine import cannot_open, make_context
 
 
 def engine_information(backend: str, content: bytes) -> str:

@@ -67,7 +67,7 @@ class TensorRt:
         Raises MissingDependencyError when there is no device, BadInputError when the engine
         is for another version or GPU.
         """
-        from secateur.runtime.tensorrt_session import SessionOptions, open_engine
+        from secateur.runtime.tensorrt.session import SessionOptions, open_engine
 
         content = engine.read_bytes() if isinstance(engine, Path) else engine
         options = SessionOptions(self.contexts, self.graphs)

@@ -1,0 +1,1 @@
+"""The parts of the TensorRT backend: its library, its builder, its sessions on a CUDA device."""
