@@ -7,11 +7,9 @@ or com.microsoft's ``MultiHeadAttention``.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import onnx_ir as ir
 
@@ -23,81 +21,17 @@ from secateur.graph_passes.attention_products import (
     find_values,
     raw_key,
 )
-from secateur.graph_passes.attention_steps import Step, axes_of, replays
+from secateur.graph_passes.attention_steps import axes_of, replays
 from secateur.graph_passes.axes import AxisMap, Expr, analyse_axes, size
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.names import layer_of, module_path
 from secateur.graph_passes.selection.flow import ancestors, bottlenecks, descendants, readers
-
-Cut = Literal["block", "attention"]
-Layout = str
-"""Order of axes: b, h, n, d one by one; g for batch and heads in one; ``bnd`` for heads and d."""
+from secateur.graph_passes.sites import Attention, Layout, Site
 
 _NORMALISATIONS = frozenset(
     {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 )
 _FUSED = frozenset({("", "Attention"), ("com.microsoft", "MultiHeadAttention")})
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """One attention block.
-
-    Attributes:
-        name: Module path of the block, such as ``encoder.layer.1``.
-        node: The Softmax, or the fused attention node.
-        query: (B, H, N, Dh), or as ``layout`` says; in the decomposed form an operand of
-            q k^T, scaled or not.
-        key: Keys as the projection (and rotary embedding) gave them, unscaled.
-        value: Values.
-        product: q k^T; None in a fused node.
-        steps: Nodes between q k^T and the softmax, first to last.
-        replays: Whether steps and mixing work on some rows of the scores as on all of them.
-        weights: (B, H, N, N) that values are summed by: the softmax's result, with its heads
-            mixed where the model mixes them; None in a fused node.
-        mixing: Nodes between the softmax and the weights where they mix heads, else none.
-        mask: The mask input of a fused node.
-        output: What the block's attention returns, before its output projection.
-        heads: H of the queries.
-        key_heads: H of the keys: fewer than ``heads`` with grouped queries.
-        head_dim: Dh of the keys.
-        scale: Factor on q k^T in a fused node; 1 where the graph has nodes for it.
-        layout: Order of the query's axes.
-        key_layout: Order of the key's axes.
-        value_layout: Order of the value's axes.
-        block: Residual stream behind the whole block, (B, N, D).
-        after_attention: Residual stream behind the attention sub-layer, (B, N, D).
-        width: D, 0 where it is not known.
-        attends: Whether there is attention at all; else all that is known is the stream.
-    """
-
-    name: str
-    node: ir.Node
-    query: ir.Value
-    key: ir.Value
-    value: ir.Value
-    product: ScoreProduct | None
-    steps: tuple[Step, ...]
-    replays: bool
-    weights: ir.Value | None
-    mixing: tuple[Step, ...]
-    mask: ir.Value | None
-    output: ir.Value
-    heads: int
-    key_heads: int
-    head_dim: int
-    scale: float
-    layout: Layout
-    key_layout: Layout
-    value_layout: Layout
-    block: ir.Value
-    after_attention: ir.Value
-    width: int = 0
-    attends: bool = True
-
-    def cut(self, at: Cut) -> ir.Value:
-        """Return the value that a selection at this site reduces."""
-        return self.block if at == "block" else self.after_attention
 
 
 def find_sites(model: ir.Model, axes: AxisMap | None = None) -> tuple[Site, ...]:
@@ -128,35 +62,14 @@ def find_sites(model: ir.Model, axes: AxisMap | None = None) -> tuple[Site, ...]
 def attention_sites(model: ir.Model, axes: AxisMap) -> tuple[Site, ...]:
     """Find the attention blocks of a graph, () where there are none; see ``find_sites``."""
     order = list(model.graph)
-    found = [site for node in order if (site := _site(node, axes)) is not None]
-    cut = [replace(site, width=_width(site, axes)) for site in _with_cuts(found, order)]
-    return _with_names(cut)
-
-
-def site_named(sites: tuple[Site, ...], name: str) -> Site:
-    """Return the site called ``name``, or the only one whose path ends in it, as ``name``.
-
-    Raises:
-        BadInputError: no site, or more than one, answers to the name.
-    """
-    exact = [site for site in sites if site.name == name]
-    ending = [site for site in sites if site.name.endswith(f".{name}")]
-    found = exact or ending
-    if len(found) == 1:
-        return replace(found[0], name=name)
-    names = [site.name for site in sites]
-    close = difflib.get_close_matches(name, names, n=1)
-    raise BadInputError(
-        f"unknown site {name!r}" if not found else f"more than one site ends in {name!r}",
-        wanted="one of " + ", ".join(site.name for site in (found or sites)),
-        next_step=f"did you mean {close[0]!r}?" if close else "name one of these sites",
-    )
+    found = [one for node in order if (one := _attention(node, axes)) is not None]
+    return _with_names(_with_cuts(found, order, axes))
 
 
 # --- one block ---------------------------------------------------------------------------
 
 
-def _site(node: ir.Node, axes: AxisMap) -> Site | None:
+def _attention(node: ir.Node, axes: AxisMap) -> Attention | None:
     if (node.domain, node.op_type) in _FUSED:
         return _fused(node, axes)
     if node.op_type == "Softmax" and not node.domain:
@@ -164,7 +77,7 @@ def _site(node: ir.Node, axes: AxisMap) -> Site | None:
     return None
 
 
-def _decomposed(softmax: ir.Node, axes: AxisMap) -> Site | None:
+def _decomposed(softmax: ir.Node, axes: AxisMap) -> Attention | None:
     logits = softmax.inputs[0]
     if logits is None or not _is_last_axis(softmax, axes):
         return None
@@ -179,8 +92,7 @@ def _decomposed(softmax: ir.Node, axes: AxisMap) -> Site | None:
     heads = sizes.get("h") or _sizes(key, layout, axes).get("h") or _heads_beside(product, axes)
     if not heads:
         return None  # batch and heads cannot be told apart
-    return Site(
-        name="",
+    return Attention(
         node=softmax,
         query=product.query,
         key=key,
@@ -199,8 +111,6 @@ def _decomposed(softmax: ir.Node, axes: AxisMap) -> Site | None:
         layout=product.query_layout,
         key_layout=layout,
         value_layout=values.value_layout,
-        block=values.node.outputs[0],
-        after_attention=values.node.outputs[0],
     )
 
 
@@ -236,7 +146,7 @@ def _is_last_axis(softmax: ir.Node, axes: AxisMap) -> bool:
     return axis == -1 or (exprs is not None and axis == len(exprs) - 1)
 
 
-def _fused(node: ir.Node, axes: AxisMap) -> Site | None:
+def _fused(node: ir.Node, axes: AxisMap) -> Attention | None:
     query, key, value = node.inputs[0], node.inputs[1], node.inputs[2]
     if query is None or key is None or value is None:
         return None
@@ -254,8 +164,7 @@ def _fused(node: ir.Node, axes: AxisMap) -> Site | None:
         key_heads = heads if is_microsoft else node.attributes.get_int("kv_num_heads", heads)
         width = _int(exprs[2]) // heads if heads else 0
     scale = node.attributes.get_float("scale", 0.0) or 1.0 / math.sqrt(max(width, 1))
-    return Site(
-        name="",
+    return Attention(
         node=node,
         query=query,
         key=key,
@@ -274,15 +183,7 @@ def _fused(node: ir.Node, axes: AxisMap) -> Site | None:
         layout="bhnd" if len(exprs) == 4 else "bnd",
         key_layout="bhnd" if len(exprs) == 4 else "bnd",
         value_layout="bhnd" if len(exprs) == 4 else "bnd",
-        block=node.outputs[0],
-        after_attention=node.outputs[0],
     )
-
-
-def _width(site: Site, axes: AxisMap) -> int:
-    """Return D as the axes say it: a file may declare another name for it at an output."""
-    exprs = axes_of(axes, site.block)
-    return _int(exprs[-1]) if exprs else 0
 
 
 def _int(expr: Expr) -> int:
@@ -293,26 +194,30 @@ def _int(expr: Expr) -> int:
 # --- cut points --------------------------------------------------------------------------
 
 
-def _with_cuts(sites: list[Site], order: list[ir.Node]) -> list[Site]:
-    """Fill in the two cut points of every site."""
-    reach = [descendants(site.output) for site in sites]
+def _with_cuts(found: list[Attention], order: list[ir.Node], axes: AxisMap) -> list[Site]:
+    """Make a site of every attention: where its two cut points are."""
+    reach = [descendants(one.output) for one in found]
     made: list[Site] = []
-    for i, site in enumerate(sites):
-        later = [reach[j] for j in range(len(sites)) if sites[j].node in reach[i]]
+    for i, one in enumerate(found):
+        later = [reach[j] for j in range(len(found)) if found[j].node in reach[i]]
         chain = [
             value
-            for value in bottlenecks(site.output, order)
+            for value in bottlenecks(one.output, order)
             if not any(value.producer() in after for after in later)
             and value.producer()
-            and not any(value is other.output for other in sites if other is not site)
+            and not any(value is other.output for other in found if other is not one)
         ]
         # a learned query that pools the tokens is no next block of the same stream
-        followed = any(other.query.producer() in reach[i] for other in sites)
-        made.append(_cut_site(site, chain, followed=followed, before=reach[i]))
+        followed = any(other.query.producer() in reach[i] for other in found)
+        after, block = _cuts(chain, followed=followed, before=reach[i])
+        made.append(Site("", one.node, block, after, _width(block, axes), one))
     return made
 
 
-def _cut_site(site: Site, chain: list[ir.Value], *, followed: bool, before: set[ir.Node]) -> Site:
+def _cuts(
+    chain: list[ir.Value], *, followed: bool, before: set[ir.Node]
+) -> tuple[ir.Value, ir.Value]:
+    """Return the stream behind the attention and behind the block."""
     joins = [i for i, value in enumerate(chain) if _is_join(value, before)]
     attention = _slide(chain, joins[0]) if joins else len(chain) - 1
     if followed:
@@ -321,7 +226,13 @@ def _cut_site(site: Site, chain: list[ir.Value], *, followed: bool, before: set[
         later = [i for i, value in enumerate(chain) if i > attention and _is_sum(value)]
         slides = _is_normalised(chain[attention])
         block = _slide(chain, later[0], norms=slides) if later else attention
-    return replace(site, block=chain[block], after_attention=chain[attention])
+    return chain[attention], chain[block]
+
+
+def _width(block: ir.Value, axes: AxisMap) -> int:
+    """Return D as the axes say it: a file may declare another name for it at an output."""
+    exprs = axes_of(axes, block)
+    return _int(exprs[-1]) if exprs else 0
 
 
 def _slide(chain: list[ir.Value], start: int, *, norms: bool = True) -> int:
@@ -382,4 +293,4 @@ def _op_summary(order: list[ir.Node]) -> str:
     return ", ".join(f"{n} {op}" for op, n in counts) or "an empty graph"
 
 
-__all__ = ["Cut", "Site", "attention_sites", "find_sites", "site_named"]
+__all__ = ["attention_sites", "find_sites"]

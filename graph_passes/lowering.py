@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.attention import Site, attention_sites
+from secateur.graph_passes.attention import attention_sites
 from secateur.graph_passes.axes import analyse_axes, node_name
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of, raise_opset
 from secateur.graph_passes.prepare import prepare
@@ -17,6 +17,7 @@ from secateur.graph_passes.selection.budget import Budget
 from secateur.graph_passes.selection.choice import Chosen, Selection
 from secateur.graph_passes.selection.flow import reads_shape_only
 from secateur.graph_passes.selection.region import Cut as CutPoint
+from secateur.graph_passes.sites import Site
 from secateur.graph_passes.stream_sites import site_at, stream_site
 from secateur.graph_passes.token_selection import Back, check_selectable, insert_at
 
@@ -67,7 +68,7 @@ def lower_markers(
     chosen: list[Chosen] = []
     for marker, cut in zip(markers, cuts, strict=True):
         site = site_at(copy, axes, cut.site)
-        if not site.attends:
+        if site.attention is None:
             site = stream_site(axes, cut.value, cut.site)
         options = json.loads(marker.attributes.get_string("options", "{}"))
         selection = Selection(
@@ -75,7 +76,7 @@ def lower_markers(
             graph=trace(marker.attributes["by"].as_string(), site, opset_of(copy), options),
             budget=_budget(marker, is_input=is_input),
             expose_kept=expose_kept,
-            close_gaps=not site.attends,  # as the model does that drops tokens by itself
+            close_gaps=site.attention is None,  # as the model does that drops tokens by itself
         )
         chosen.append((selection, site, cut))
     insert_at(copy, axes, chosen, sites=sites, back=Back(outputs))

@@ -7,72 +7,33 @@ probabilities; ``column_mean`` and ``full`` need the whole map, which a fused no
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 
 from secateur.errors import BadInputError, PreconditionError
-from secateur.graph_passes.attention import Site
 from secateur.graph_passes.axes import Expr, Sum, size
 from secateur.graph_passes.axes.expression import concatenation
-from secateur.graph_passes.selection.attention_rows import Row, Rows, as_heads
-from secateur.graph_passes.selection.budget import Tokens
-from secateur.graph_passes.selection.cut_points import returned_by
+from secateur.graph_passes.selection.attention_rows import Row, as_heads
+from secateur.graph_passes.selection.context import Context
 from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.flow import descendants
+from secateur.graph_passes.selection.given_signals import given_signal
 from secateur.graph_passes.selection.pictures import in_line, pictures_of
-from secateur.graph_passes.selection.region import Cut, Regions
+from secateur.graph_passes.selection.region import Regions
 from secateur.graph_passes.selection.site_signals import (
     WITHOUT_ATTENTION,
     check_attends,
     check_class_token,
 )
-from secateur.graph_passes.selection.versions import Versions
-from secateur.graph_passes.selection.window import Window, inside
+from secateur.graph_passes.selection.window import inside
+from secateur.graph_passes.sites import Site, attention_of
 from secateur.registry import Registry
 
 logger = logging.getLogger(__name__)
 
 _LAST = int(np.iinfo(np.int64).max)
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """Where signals are built.
-
-    Attributes:
-        emit: Where nodes go.
-        regions: The chain of cuts.
-        versions: What earlier cuts left.
-        site: The attention block.
-        sites: All attention blocks of the graph, in its order.
-        cut: Where tokens leave.
-        tokens: The tokens that reach the cut.
-        given: Signals that values of the graph give: signal name to value name.
-        layers: Which attention blocks up to the site signals of several layers are of, as
-            Python counts: ``"16:"``, ``"8,-1"``.
-        window: Where the tokens to select from stand, if they are not all at the cut.
-        class_token: Whether the user says that a class token leads the site's tokens.
-    """
-
-    emit: Emitter
-    regions: Regions
-    versions: Versions
-    site: Site
-    sites: tuple[Site, ...]
-    cut: Cut
-    tokens: Tokens
-    given: Mapping[str, str] = field(default_factory=dict)
-    layers: str = ":"
-    window: Window | None = None
-    class_token: bool = False
-
-    @property
-    def rows(self) -> Rows:
-        """Attention probabilities of this graph."""
-        return Rows(self.versions, self.regions)
 
 
 SIGNALS: Registry[Callable[[Context], ir.Value]] = Registry("signal")
@@ -113,7 +74,7 @@ def build(context: Context, names: tuple[str, ...]) -> dict[str, ir.Value]:
 
 def _signal(context: Context, name: str) -> ir.Value:
     if name in context.given:
-        return _given(context, name)
+        return given_signal(context, name)
     if name not in SIGNALS:
         raise BadInputError(
             f"the selector reads the signal {name!r}, which this site cannot give",
@@ -210,61 +171,8 @@ def _type_of(context: Context, name: str) -> ir.DataType:
         return ir.DataType.BOOL
     if name in _FLOAT32:
         return ir.DataType.FLOAT
-    return context.site.query.dtype or context.cut.value.dtype or ir.DataType.FLOAT
-
-
-# --- from elsewhere --------------------------------------------------------------------------
-
-_NEW_INPUT = "input:"
-
-
-def _given(context: Context, name: str) -> ir.Value:
-    """A value of the graph, or a new input ``<site>.<signal>``: ``input:512``, ``input:5x37``."""
-    wanted = context.given[name]
-    if wanted.startswith(_NEW_INPUT):
-        return _new_input(context, name, wanted.removeprefix(_NEW_INPUT))
-    graph = context.emit.graph
-    found = [value for value in (*graph.inputs, *_made(context)) if value.name == wanted]
-    try:
-        found = found or [returned_by(context.regions.order, wanted)]
-    except BadInputError as error:
-        raise BadInputError(
-            f"the graph has no value {wanted!r} to take the signal {name!r} from",
-            where=f"site {context.cut.site!r}",
-            next_step="name an input, an output or a module of the graph, or input:<width> for a "
-            "new input",
-        ) from error
-    producer = found[0].producer()
-    behind = 0 if producer is None else context.regions.of.get(producer, 0)
-    if behind > len(context.versions.kept):
-        raise BadInputError(
-            f"the signal {name!r} is made behind the cut that reads it",
-            where=f"site {context.cut.site!r}, value {wanted!r}",
-            next_step="name a value in front of the cut",
-        )
-    return found[0]
-
-
-def _made(context: Context) -> list[ir.Value]:
-    return [value for node in context.regions.order for value in node.outputs]
-
-
-def _new_input(context: Context, name: str, sizes: str) -> ir.Value:
-    """(B, ...) float32 with the sizes that stand behind ``input:``, such as 512 or 5x37."""
-    dims = sizes.split("x")
-    if not all(dim.isdigit() and int(dim) for dim in dims):
-        raise BadInputError(
-            f"a new input for the signal {name!r} needs its width",
-            got=f"{_NEW_INPUT}{sizes}",
-            wanted=f"{_NEW_INPUT}<number>, such as {_NEW_INPUT}512, or {_NEW_INPUT}5x37",
-        )
-    value = ir.Value(
-        name=f"{context.cut.site}.{name}",
-        shape=ir.Shape(["batch", *map(int, dims)]),
-        type=ir.TensorType(ir.DataType.FLOAT),
-    )
-    context.emit.graph.inputs.append(value)
-    return value
+    query = None if context.site.attention is None else context.site.attention.query
+    return (query and query.dtype) or context.cut.value.dtype or ir.DataType.FLOAT
 
 
 # --- the tokens themselves -------------------------------------------------------------------
@@ -282,7 +190,7 @@ def hidden(context: Context) -> ir.Value:
 @SIGNALS.register("hidden_before")
 def hidden_before(context: Context) -> ir.Value:
     """(B, N, D), the residual stream that the site's attention is added to."""
-    flow = descendants(context.site.output)
+    flow = descendants(context.attention.output)
     value = context.site.after_attention
     while (node := value.producer()) is not None and node in flow:
         from_outside = [
@@ -345,16 +253,16 @@ def accumulated(context: Context) -> ir.Value:
 @SIGNALS.register("keys")
 def keys(context: Context) -> ir.Value:
     """(B, H, N, Dh), unscaled, rotated where the model rotates them; H of the keys."""
-    site = context.site
-    return as_heads(context.emit, site.key, site.key_layout, (site.key_heads, site.head_dim))
+    there = context.attention
+    return as_heads(context.emit, there.key, there.key_layout, (there.key_heads, there.head_dim))
 
 
 @SIGNALS.register("values")
 def values(context: Context) -> ir.Value:
     """(B, H, N, Dh)."""
-    site = context.site
-    heads = (site.key_heads, site.head_dim)
-    return as_heads(context.emit, site.value, site.value_layout, heads)
+    there = context.attention
+    heads = (there.key_heads, there.head_dim)
+    return as_heads(context.emit, there.value, there.value_layout, heads)
 
 
 @SIGNALS.register("class_value")
@@ -387,7 +295,7 @@ def last_row(context: Context) -> ir.Value:
     position = None
     if context.tokens.valid is not None and counts is not None:
         position = _position(context, last=True)
-    row = context.rows.row(context.site, Row("last", position))
+    row = context.rows.row(context.attention, Row("last", position))
     return emit.op("ReduceMean", row, emit.ints(1, 2), keepdims=0)
 
 
@@ -410,20 +318,20 @@ def column_means(context: Context) -> ir.Value:
 def full(context: Context) -> ir.Value:
     """(B, H, N, N), softmax over keys; mixed as in ``class_row``."""
     _warn_of_map(context.site)
-    return context.rows.full(context.site)
+    return context.rows.full(context.attention)
 
 
 def _class_row_of(context: Context, site: Site) -> ir.Value:
     emit = context.emit
     position = None if context.tokens.ranks is None else _position(context, last=False)
-    row = context.rows.row(site, Row("first", position))
+    row = context.rows.row(attention_of(site), Row("first", position))
     return emit.op("ReduceMean", row, emit.ints(1, 2), keepdims=0)
 
 
 def _column_mean_of(context: Context, site: Site) -> ir.Value:
     emit = context.emit
     _warn_of_map(site)
-    weights = context.rows.full(site)
+    weights = context.rows.full(attention_of(site))
     if context.tokens.valid is None:
         # One axis after the other: ONNX Runtime takes five times as long over both at once.
         by_head = emit.op("ReduceMean", weights, emit.ints(2), keepdims=0)
@@ -436,7 +344,7 @@ def _column_mean_of(context: Context, site: Site) -> ir.Value:
 
 
 def _warn_of_map(site: Site) -> None:
-    if site.product is None:
+    if attention_of(site).product is None:
         logger.info("the attention map of %s is computed a second time", site.name)
 
 
@@ -469,7 +377,11 @@ def _of_layers(context: Context, of: Callable[[Context, Site], ir.Value]) -> ir.
 def _layers(context: Context) -> list[Site]:
     """Return the sites that ``layers`` names, of those whose flow reaches the site's node."""
     name = context.site.node
-    there = [s for s in context.sites if s.node is name or name in descendants(s.output)]
+    there = [
+        site
+        for site in context.sites
+        if site.node is name or name in descendants(attention_of(site).output)
+    ]
     try:
         picked = _pick(context.layers, len(there))
     except (ValueError, IndexError):
@@ -492,4 +404,4 @@ def _pick(spec: str, n_layers: int) -> list[int]:
     return everything[slice(int(first) if first else None, int(stop) if stop else None)]
 
 
-__all__ = ["SIGNALS", "Context", "build", "lacking", "without_first"]
+__all__ = ["SIGNALS", "build", "lacking", "without_first"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.attention import Site, attention_sites, find_sites, site_named
+from secateur.graph_passes.attention import attention_sites, find_sites
 from secateur.graph_passes.attention_steps import axes_of
 from secateur.graph_passes.axes import AxisMap, size
 from secateur.graph_passes.selection.cut_points import value_at
+from secateur.graph_passes.sites import Site, site_named
 
 
 def site_at(model: ir.Model, axes: AxisMap, name: str) -> Site:
@@ -31,43 +30,20 @@ def site_at(model: ir.Model, axes: AxisMap, name: str) -> Site:
 
 
 def stream_site(axes: AxisMap, value: ir.Value, name: str) -> Site:
-    """Return the site at a value (B, N, D) that no attention belongs to."""
+    """Return the site at a value (B, N, D) that no attention belongs to.
+
+    Raises:
+        BadInputError: the value is an input of the graph.
+    """
     exprs = axes_of(axes, value) or ()
     width = size(exprs[-1]) if exprs else 0
-    width = width if isinstance(width, int) else 0
     node = value.producer()
     if node is None:
         raise BadInputError(
             f"tokens cannot leave at {name!r}, an input of the graph",
             next_step="leave them out of the input, or name a module behind it",
         )
-    return replace(
-        Site(
-            name=name,
-            node=node,
-            query=value,
-            key=value,
-            value=value,
-            product=None,
-            steps=(),
-            replays=True,
-            weights=None,
-            mixing=(),
-            mask=None,
-            output=value,
-            heads=1,
-            key_heads=1,
-            head_dim=width,
-            scale=1.0,
-            layout="bnd",
-            key_layout="bnd",
-            value_layout="bnd",
-            block=value,
-            after_attention=value,
-        ),
-        width=width,
-        attends=False,
-    )
+    return Site(name, node, value, value, width if isinstance(width, int) else 0)
 
 
 __all__ = ["site_at", "stream_site"]

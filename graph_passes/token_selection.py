@@ -12,7 +12,7 @@ from onnx_ir.passes import InPlacePass, PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from secateur.errors import BadInputError, PreconditionError
-from secateur.graph_passes.attention import Site, attention_sites
+from secateur.graph_passes.attention import attention_sites
 from secateur.graph_passes.attention_steps import axes_of
 from secateur.graph_passes.axes import AxisMap, analyse_axes, size
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of, raise_opset
@@ -32,6 +32,7 @@ from secateur.graph_passes.selection.rewire import repair_shapes, rewire
 from secateur.graph_passes.selection.versions import Versions
 from secateur.graph_passes.selection.window import Window, window_of
 from secateur.graph_passes.shape_repair import restore_shapes
+from secateur.graph_passes.sites import Site
 from secateur.graph_passes.stream_sites import site_at
 
 logger = logging.getLogger(__name__)

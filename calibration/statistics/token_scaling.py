@@ -1,4 +1,4 @@
-"""Rows scaled by how much their token counts, before they are summed: RSQ on a graph.
+"""How much the token of each row counts when rows are summed: RSQ on a graph.
 
 Source: Sung et al., RSQ, arXiv:2503.01820, section 4; scores are spread from 0.005 to 1, as in the
 published scripts, and have the mean 1 in every sequence.
@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from secateur.calibration.statistics import token_weights
 from secateur.calibration.statistics.places import Place
+from secateur.calibration.statistics.rows import Weights
 from secateur.errors import PreconditionError
-from secateur.graph_passes.attention import Site, find_sites
+from secateur.graph_passes.attention import find_sites
 from secateur.graph_passes.names import layer_of
+from secateur.graph_passes.sites import Site
 
 Tokens = Literal["uniform", "norm", "distance", "attention"]
 Samples = Sequence[NDArray[Any]]
@@ -44,16 +46,16 @@ class TokenScaling:
         """Values that have to be looked at besides the activations."""
         return tuple(dict.fromkeys(self._attention.values()))
 
-    def scaled(
+    def weights(
         self,
         place: Place,
         samples: Samples,
         seen: Mapping[str, NDArray[Any]],
         real: NDArray[np.bool_] | None,
-    ) -> list[NDArray[Any]]:
-        """Multiply each row by the root of its token's weight."""
+    ) -> Weights:
+        """How much each row counts, mean 1 in every sample."""
         if self._tokens == "uniform":
-            return list(samples)
+            return None
         result = []
         for i, rows in enumerate(samples):
             mask = None if real is None else real[i]
@@ -65,8 +67,7 @@ class TokenScaling:
                     next_step="leave tokens at uniform",
                 )
             spread = token_weights.spread(scores[None], _LOWEST, _LARGEST)
-            weights = token_weights.normalised(spread)[0]
-            result.append(rows * np.sqrt(weights)[:, None].astype(rows.dtype))
+            result.append(token_weights.normalised(spread)[0])
         return result
 
     def _scores(
@@ -95,8 +96,9 @@ def _probabilities(place: Place, sites: Sequence[Site]) -> str:
     layer = layer_of(place.parameter)
     for site in sites:
         same = layer == site.name or f".{layer}".endswith(f".{site.name}")
-        if same and site.weights is not None:
-            return site.weights.name or ""
+        weights = None if site.attention is None else site.attention.weights
+        if same and weights is not None:
+            return weights.name or ""
     raise PreconditionError(
         "no attention probabilities are to be seen for this weight",
         where=place.parameter,

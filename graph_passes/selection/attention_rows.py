@@ -13,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.errors import PreconditionError
-from secateur.graph_passes.attention import Site
 from secateur.graph_passes.attention_steps import (
     APART,
     JOINED,
@@ -27,6 +26,7 @@ from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.neutral import Fill
 from secateur.graph_passes.selection.region import Regions
 from secateur.graph_passes.selection.versions import Versions
+from secateur.graph_passes.sites import Attention
 
 _LAST = int(np.iinfo(np.int64).max)
 
@@ -52,7 +52,7 @@ class Rows:
         self._versions = versions
         self._regions = regions
 
-    def row(self, site: Site, row: Row) -> ir.Value:
+    def row(self, attention: Attention, row: Row) -> ir.Value:
         """(B, H, 1, N) weights of one query; (B, Hkv, G, N) of grouped ones.
 
         They are what values are summed by: probabilities, with heads mixed where the model
@@ -61,69 +61,69 @@ class Rows:
         Raises:
             PreconditionError: fused attention that does more than softmax(q k^T + mask).
         """
-        return self._softmax(site, row)
+        return self._softmax(attention, row)
 
-    def full(self, site: Site) -> ir.Value:
+    def full(self, attention: Attention) -> ir.Value:
         """(B, H, N, N) weights, as ``row``; computed again beside fused attention.
 
         Raises:
             PreconditionError: as ``row``, and where queries share keys.
         """
-        if site.weights is None:
-            return self._softmax(site, None)
-        exprs = axes_of(self._regions.axes, site.weights) or ()
-        heads = self._versions.heads_of(exprs) if len(exprs) == 3 else site.heads
-        return self._of_tokens(site, self._apart(site.weights, exprs, heads))
+        if attention.weights is None:
+            return self._softmax(attention, None)
+        exprs = axes_of(self._regions.axes, attention.weights) or ()
+        heads = self._versions.heads_of(exprs) if len(exprs) == 3 else attention.heads
+        return self._of_tokens(attention, self._apart(attention.weights, exprs, heads))
 
-    def _softmax(self, site: Site, row: Row | None) -> ir.Value:
+    def _softmax(self, attention: Attention, row: Row | None) -> ir.Value:
         """Normalise over the keys; slots without a token get nothing."""
-        if row is not None and not site.replays:
-            exprs = self._of(site.node, 0)
+        if row is not None and not attention.replays:
+            exprs = self._of(attention.node, 0)
             first = exprs[0] if len(exprs) == 4 else self._regions.batch
-            return self._take(self.full(site), (first, UNIT, *exprs[-2:]), row)
-        emit, logits = self._emit, self._logits(site, row)
-        slots = self._slots(site)
-        if slots is not None and _lacks_mask(site):
-            dtype = site.query.dtype or ir.DataType.FLOAT
+            return self._take(self.full(attention), (first, UNIT, *exprs[-2:]), row)
+        emit, logits = self._emit, self._logits(attention, row)
+        slots = self._slots(attention)
+        if slots is not None and _lacks_mask(attention):
+            dtype = attention.dtype
             lowest = emit.number(Fill.LOWEST.number(dtype), dtype)
             logits = emit.op("Where", slots, logits, lowest)
         weights = emit.op("Softmax", logits, axis=-1)
-        return self._of_tokens(site, self._replayed(site.mixing, weights, row, site))
+        return self._of_tokens(attention, self._replayed(attention.mixing, weights, row, attention))
 
-    def _slots(self, site: Site) -> ir.Value | None:
+    def _slots(self, attention: Attention) -> ir.Value | None:
         """(B, 1, 1, K) which slots hold a token; None where all do."""
-        region = self._regions.of.get(site.node, 0)
+        region = self._regions.of.get(attention.node, 0)
         if not region or self._versions.kept[region - 1].valid is None:
             return None
         return self._versions.slots(region, 4, -1)
 
-    def _of_tokens(self, site: Site, weights: ir.Value) -> ir.Value:
+    def _of_tokens(self, attention: Attention, weights: ir.Value) -> ir.Value:
         """Mixed heads may weigh slots without a token: they add a bias to what was 0."""
-        slots = self._slots(site) if site.mixing else None
+        slots = self._slots(attention) if attention.mixing else None
         if slots is None:
             return weights
-        nothing = self._emit.number(0.0, site.query.dtype or ir.DataType.FLOAT)
+        nothing = self._emit.number(0.0, attention.dtype)
         return self._emit.op("Where", slots, weights, nothing)
 
-    def _logits(self, site: Site, row: Row | None) -> ir.Value:
-        product = site.product
+    def _logits(self, attention: Attention, row: Row | None) -> ir.Value:
+        product = attention.product
         if product is None:
-            return self._fused(site, row)
-        emit, query, sizes = self._emit, product.query, (site.heads, site.head_dim)
+            return self._fused(attention, row)
+        emit, query, sizes = self._emit, product.query, (attention.heads, attention.head_dim)
         exprs = self._of(product.node, product.query_slot)
         if product.query_layout != "bhnd":
             query = as_heads(emit, query, product.query_layout, sizes)
             named = dict(zip(product.query_layout, exprs, strict=True))
             exprs = (named.get("b", self._regions.batch), UNIT, named["n"], named["d"])
         rows = query if row is None else self._take(query, exprs, row, 2)
-        sizes = (site.key_heads, site.head_dim)
+        sizes = (attention.key_heads, attention.head_dim)
         here = emit.op(
             "MatMul", rows, as_heads(emit, product.key, product.key_layout, sizes, "bhdn")
         )
-        return self._replayed(site.steps, here, row, site)
+        return self._replayed(attention.steps, here, row, attention)
 
     def _replayed(
-        self, steps: tuple[Step, ...], here: ir.Value, row: Row | None, site: Site
+        self, steps: tuple[Step, ...], here: ir.Value, row: Row | None, attention: Attention
     ) -> ir.Value:
         """Apply nodes to other rows, (B, H, row, N): axes are never made one here."""
         order = "bhnm"
@@ -133,7 +133,7 @@ class Rows:
             elif step.mixes_heads:
                 here, order = self._mixed(step, here), "".join(mixed_layout(step) or order)
             else:
-                here = self._replay(step, here, row, site)
+                here = self._replay(step, here, row, attention)
         return here
 
     def _moved(self, step: Step, here: ir.Value, order: str) -> tuple[ir.Value, str]:
@@ -165,14 +165,16 @@ class Rows:
             bias = emit.op("Mul", bias, emit.number(beta, dtype))
         return emit.op("Add", made, bias)
 
-    def _replay(self, step: Step, here: ir.Value, row: Row | None, site: Site) -> ir.Value:
+    def _replay(
+        self, step: Step, here: ir.Value, row: Row | None, attention: Attention
+    ) -> ir.Value:
         """Apply one node that moves nothing to other rows."""
         inputs: list[ir.Value | None] = []
         is_merged, is_plain = step.layout == JOINED, step.layout in (APART, JOINED)
         for slot, other in enumerate(step.node.inputs):
             value, exprs = here if slot == step.slot else other, self._of(step.node, slot)
             if value is not None and value is not here and is_merged:
-                value, exprs = self._apart(value, exprs, site.heads), self._apart_axes(exprs)
+                value, exprs = self._apart(value, exprs, attention.heads), self._apart_axes(exprs)
             if value is not None and value is not here and row and is_plain and _has_queries(exprs):
                 value = self._take(value, exprs, row)
             inputs.append(value)
@@ -189,35 +191,35 @@ class Rows:
             return exprs
         return (self._regions.batch, exprs[0], *exprs[1:])
 
-    def _fused(self, site: Site, row: Row | None) -> ir.Value:
+    def _fused(self, attention: Attention, row: Row | None) -> ir.Value:
         emit = self._emit
-        _check_fused(site, row)
-        groups, repeats = site.key_heads, site.heads // max(site.key_heads, 1)
-        query = site.query
+        _check_fused(attention, row)
+        groups, repeats = attention.key_heads, attention.heads // max(attention.key_heads, 1)
+        query = attention.query
         if row is not None:
             query = self._take(
-                query, self._of(site.node, 0), row, 2 if site.layout == "bhnd" else 1
+                query, self._of(attention.node, 0), row, 2 if attention.layout == "bhnd" else 1
             )
-        query = as_heads(emit, query, site.layout, (site.heads, site.head_dim))
+        query = as_heads(emit, query, attention.layout, (attention.heads, attention.head_dim))
         if repeats > 1:
-            query = emit.op("Reshape", query, emit.ints(0, groups, repeats, site.head_dim))
-        dtype = query.dtype or site.query.dtype or ir.DataType.FLOAT
-        sizes = (site.key_heads, site.head_dim)
-        key = as_heads(emit, site.key, site.key_layout, sizes)
+            query = emit.op("Reshape", query, emit.ints(0, groups, repeats, attention.head_dim))
+        dtype = query.dtype or attention.dtype
+        sizes = (attention.key_heads, attention.head_dim)
+        key = as_heads(emit, attention.key, attention.key_layout, sizes)
         transposed = emit.transpose(key, (0, 1, 3, 2))
-        scaled = emit.op("Mul", query, emit.number(site.scale, dtype))
-        return self._masked(site, emit.op("MatMul", scaled, transposed), row)
+        scaled = emit.op("Mul", query, emit.number(attention.scale, dtype))
+        return self._masked(attention, emit.op("MatMul", scaled, transposed), row)
 
-    def _masked(self, site: Site, logits: ir.Value, row: Row | None) -> ir.Value:
-        slot = mask_slot(site)
-        mask = site.node.inputs[slot] if site.mask is not None else None
-        if mask is None or site.mask is None:
+    def _masked(self, attention: Attention, logits: ir.Value, row: Row | None) -> ir.Value:
+        slot = mask_slot(attention)
+        mask = attention.node.inputs[slot] if attention.mask is not None else None
+        if mask is None or attention.mask is None:
             return logits
-        exprs = self._of(site.node, slot)
+        exprs = self._of(attention.node, slot)
         if row is not None and _has_queries(exprs):
             mask = self._take(mask, exprs, row)
-        if site.mask.dtype == ir.DataType.BOOL:
-            dtype = site.query.dtype or ir.DataType.FLOAT
+        if attention.mask.dtype == ir.DataType.BOOL:
+            dtype = attention.dtype
             lowest = self._emit.number(Fill.LOWEST.number(dtype), dtype)
             return self._emit.op("Where", mask, logits, lowest)
         return self._emit.op("Add", logits, mask)
@@ -294,25 +296,25 @@ def as_heads(
     return emit.transpose(value, [layout.index(letter) for letter in wanted])
 
 
-def mask_slot(site: Site) -> int:
+def mask_slot(attention: Attention) -> int:
     """Return the input of a fused node that is its mask."""
-    return 5 if site.node.domain == "com.microsoft" else 3
+    return 5 if attention.node.domain == "com.microsoft" else 3
 
 
-def _lacks_mask(site: Site) -> bool:
+def _lacks_mask(attention: Attention) -> bool:
     """Tell whether validity stands beside the steps that are replayed, not in one of them."""
-    if site.product is None:
-        return site.mask is None
-    last = site.steps[-1].node if site.steps else site.product.node
-    return site.node.inputs[0] is not last.outputs[0]
+    if attention.product is None:
+        return attention.mask is None
+    last = attention.steps[-1].node if attention.steps else attention.product.node
+    return attention.node.inputs[0] is not last.outputs[0]
 
 
 def _has_queries(exprs: tuple[Expr, ...]) -> bool:
     return len(exprs) > 1 and exprs[-2] != UNIT
 
 
-def _check_fused(site: Site, row: Row | None) -> None:
-    node = site.node
+def _check_fused(attention: Attention, row: Row | None) -> None:
+    node = attention.node
     is_causal = node.attributes.get_int("is_causal", 0) or node.attributes.get_int(
         "unidirectional", 0
     )
@@ -323,7 +325,7 @@ def _check_fused(site: Site, row: Row | None) -> None:
         reason = "a causal attention: its first token sees only itself"
     elif node.attributes.get_float("softcap", 0.0):
         reason = "an attention with softcap"
-    elif site.key_heads != site.heads and row is None:
+    elif attention.key_heads != attention.heads and row is None:
         reason = "the whole map of an attention with grouped queries"
     if reason:
         raise PreconditionError(

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from secateur.errors import BadInputError
+from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes import signals
-from secateur.graph_passes.attention import Site
 from secateur.graph_passes.axes import size
 from secateur.graph_passes.selection.budget import (
     Amount,
@@ -26,6 +25,7 @@ from secateur.graph_passes.selection.budget import (
     own_amount,
     protect,
 )
+from secateur.graph_passes.selection.context import Context
 from secateur.graph_passes.selection.emit import Emitter, named
 from secateur.graph_passes.selection.pointers import Pointers
 from secateur.graph_passes.selection.region import Cut as CutPoint
@@ -34,6 +34,7 @@ from secateur.graph_passes.selection.validity import validity
 from secateur.graph_passes.selection.versions import Versions
 from secateur.graph_passes.selection.window import Window, inside, widened
 from secateur.graph_passes.shape_repair import tokens_before
+from secateur.graph_passes.sites import Site
 from secateur.graph_passes.splice import Splice, required_signals
 
 _OPTIONS_KEY = "secateur.selector.options"
@@ -89,6 +90,11 @@ class Selection:
         inputs = {value.name for value in self.graph.graph.inputs}
         return "count_kept" in outputs and "count" not in inputs
 
+    @property
+    def merges(self) -> bool:
+        """Whether the method makes new tokens of what it drops."""
+        return any(output.name == "weights" for output in self.graph.graph.outputs)
+
 
 Chosen = tuple[Selection, Site, CutPoint]
 
@@ -118,7 +124,7 @@ def choose(chosen: Chosen, around: Surroundings) -> Kept:
     window = around.windows.get(cut.site)
     _check_fit(selection, around, window)
     tokens = _tokens(chosen, around, window)
-    context = signals.Context(
+    context = Context(
         emit=emit,
         regions=around.regions,
         versions=around.versions,
@@ -188,6 +194,13 @@ def _tokens(chosen: Chosen, around: Surroundings, window: Window | None) -> Toke
 def _check_fit(selection: Selection, around: Surroundings, window: Window | None) -> None:
     """A selector that was traced for a number of tokens, or of protected ones, needs it."""
     metadata = selection.graph.metadata_props
+    if selection.close_gaps and selection.merges:
+        raise PreconditionError(
+            "merged tokens stand at no place of their own among neighbours",
+            where=f"site {selection.site!r}",
+            got=f"{metadata.get('secateur.selector', 'a selector')} with close_gaps",
+            next_step="choose a selector whose tokens stay or leave",
+        )
     traced = metadata.get(_PROTECTED_KEY)
     if traced is not None and int(traced) != selection.budget.protected:
         raise BadInputError(

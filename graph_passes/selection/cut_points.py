@@ -7,9 +7,9 @@ import difflib
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.attention import Site
 from secateur.graph_passes.names import module_path
 from secateur.graph_passes.selection.flow import readers
+from secateur.graph_passes.sites import Site
 
 
 def cut_value(model: ir.Model, site: Site, at: str) -> ir.Value:

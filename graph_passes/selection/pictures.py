@@ -9,11 +9,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from secateur.graph_passes.attention import Site
 from secateur.graph_passes.attention_steps import axes_of
 from secateur.graph_passes.axes import Expr
 from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.region import Regions
+from secateur.graph_passes.sites import Site
 
 _LAST = int(np.iinfo(np.int64).max)
 

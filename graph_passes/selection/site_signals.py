@@ -11,9 +11,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.attention import Site
 from secateur.graph_passes.attention_steps import axes_of
 from secateur.graph_passes.axes import AxisMap, Expr, Sum, leaves, size
+from secateur.graph_passes.sites import Site, attention_of
 
 WITHOUT_ATTENTION = frozenset({"hidden", "valid", "accumulated"})
 """Signals that are not about the site's attention."""
@@ -27,7 +27,7 @@ def check_attends(site: Site, signal: str) -> None:
     Raises:
         BadInputError: naming the signal.
     """
-    if site.attends or signal in WITHOUT_ATTENTION:
+    if site.attention is not None or signal in WITHOUT_ATTENTION:
         return
     raise BadInputError(
         f"the selector reads the signal {signal!r}, which this site cannot give",
@@ -46,7 +46,8 @@ def check_class_token(graph: ir.Graph, axes: AxisMap, site: Site, signal: str) -
     """
     if signal not in _OF_CLASS_TOKEN:
         return
-    first = _first(axes.of(site.key)[site.key_layout.index("n")])
+    attention = attention_of(site)
+    first = _first(axes.of(attention.key)[attention.key_layout.index("n")])
     if size(first) == 1:
         return
     given = {

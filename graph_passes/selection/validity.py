@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from secateur.graph_passes.attention import Site
 from secateur.graph_passes.axes import UNIT, Expr, constant, size
 from secateur.graph_passes.selection.emit import Emitter
 from secateur.graph_passes.selection.flow import ancestors
 from secateur.graph_passes.selection.neutral import MASKED
 from secateur.graph_passes.selection.region import Regions
+from secateur.graph_passes.sites import Attention, Site
 
 
 class Kind(enum.Enum):
@@ -55,26 +55,27 @@ class Validity:
 
 def validity(emit: Emitter, regions: Regions, site: Site) -> Validity | None:
     """Derive which tokens are no padding; None where the site has no mask per sample."""
-    masks = [_ascend(mask, regions) for mask in _masks(regions, site)]
+    found = () if site.attention is None else _masks(regions, site.attention)
+    masks = [_ascend(mask, regions) for mask in found]
     if any(mask.is_certain for mask in masks):
         masks = [mask for mask in masks if mask.is_certain]
     if not masks:
         return None
-    found = _as_valid(emit, masks[0], regions)
+    made = _as_valid(emit, masks[0], regions)
     for mask in masks[1:]:
-        found = Validity(emit.op("And", found.valid, _as_valid(emit, mask, regions).valid), None)
-    return found
+        made = Validity(emit.op("And", made.valid, _as_valid(emit, mask, regions).valid), None)
+    return made
 
 
-def _masks(regions: Regions, site: Site) -> list[Mask]:
-    if site.product is None:
-        slot = 5 if site.node.domain == "com.microsoft" else 3
-        if site.mask is None:
+def _masks(regions: Regions, attention: Attention) -> list[Mask]:
+    if attention.product is None:
+        slot = 5 if attention.node.domain == "com.microsoft" else 3
+        if attention.mask is None:
             return []
-        kind = Kind.ALLOWED if site.mask.dtype == ir.DataType.BOOL else Kind.ADDITIVE
-        return _per_sample(regions, site.node, slot, kind)
+        kind = Kind.ALLOWED if attention.mask.dtype == ir.DataType.BOOL else Kind.ADDITIVE
+        return _per_sample(regions, attention.node, slot, kind)
     found: list[Mask] = []
-    for step in site.steps:
+    for step in attention.steps:
         if step.node.op_type == "Add":
             found += _per_sample(regions, step.node, 1 - step.slot, Kind.ADDITIVE)
         elif step.node.op_type == "Where" and step.slot:

@@ -14,6 +14,7 @@ from secateur.export.marker_translation import markers, without_markers
 from secateur.export.selector_graph import Signature, trace
 from secateur.export.torch_export import from_torch
 from secateur.graph_passes.lowering import lower_markers
+from secateur.graph_passes.sites import attention_of
 from secateur.models.select_tokens import Keep, select_tokens
 
 
@@ -115,7 +116,8 @@ def test_lowered_graph_equals_the_module_that_drops_tokens(exported, net, n_toke
 
 
 def trace_at(spec, site, opset, options):
-    return trace(spec, Signature(site.heads, site.head_dim, width=8, opset=opset), options)
+    there = attention_of(site)
+    return trace(spec, Signature(there.heads, there.head_dim, width=8, opset=opset), options)
 
 
 class MarkedLast(nn.Module):

@@ -21,6 +21,7 @@ from secateur.graph_passes.groups import Analysis, analyse
 from secateur.graph_passes.masking import mask
 from secateur.graph_passes.plan import Plan, make_plan
 from secateur.graph_passes.removal import remove
+from secateur.graph_passes.sites import Site, attention_of
 from secateur.runtime.compare import relative_error
 from secateur.workflow.answers import token_outputs
 from secateur.workflow.golden import budget_feeds, golden_from_torch, site_records, token_sites
@@ -108,7 +109,12 @@ def test_heads_are_as_wide_as_configured(family: str, form: str) -> None:
         for tower in cell.family.towers
         for site in tower.sites
     }
-    assert {(site.name, site.heads, site.head_dim) for site in find_sites(cell.model)} == wanted
+    assert {_sizes(site) for site in find_sites(cell.model)} == wanted
+
+
+def _sizes(site: Site) -> tuple[str, int, int]:
+    there = attention_of(site)
+    return site.name, there.heads, there.head_dim
 
 
 @every_file

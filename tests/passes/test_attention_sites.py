@@ -8,7 +8,10 @@ import pytest
 from tests.passes.selection.models import DH, D, H, Variant, write
 
 from secateur.errors import BadInputError, PreconditionError
-from secateur.graph_passes.attention import Site, find_sites, site_named
+from secateur.graph_passes.attention import find_sites
+from secateur.graph_passes.axes import analyse_axes
+from secateur.graph_passes.sites import Site, attention_of, site_named
+from secateur.graph_passes.stream_sites import site_at
 
 FORMS = {
     "plain": Variant(),
@@ -36,7 +39,8 @@ def _sites(variant: Variant) -> tuple[tuple[Site, ...], dict[str, str]]:
 def test_every_block_is_found_once(name: str) -> None:
     sites, _ = _sites(FORMS[name])
     assert [site.name for site in sites] == [f"encoder.layer.{i}" for i in range(3)]
-    assert {(site.heads, site.key_heads, site.head_dim) for site in sites} == {(H, H, DH)}
+    there = [attention_of(site) for site in sites]
+    assert {(one.heads, one.key_heads, one.head_dim) for one in there} == {(H, H, DH)}
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -62,7 +66,7 @@ def test_keys_are_those_before_the_scale(key: str) -> None:
     model, _ = write(Variant(key=key, scale="both"))
     producers = {node.output[0]: node for node in model.graph.node}
     for i, site in enumerate(sites):
-        raw, found = names[f"keys.{i}"], str(site.key.name)
+        raw, found = names[f"keys.{i}"], str(attention_of(site).key.name)
         assert found == raw or producers[found].input[0] == raw
 
 
@@ -145,3 +149,26 @@ def test_attention_that_sums_over_a_text_first_is_refused_for_that_alone() -> No
     with pytest.raises(PreconditionError, match="no token has a score") as caught:
         find_sites(ir.from_onnx_text(text))
     assert "grid" not in str(caught.value)
+
+
+STREAM = """<ir_version: 10, opset_import: ["" : 20]>
+stream (float[batch,tokens,16] x) => (float[batch,tokens,16] y)
+{
+    mixed = Relu(x)
+    y = Relu(mixed)
+}"""
+
+
+def test_a_stream_is_a_site_without_attention() -> None:
+    model = ir.from_onnx_text(STREAM)
+    found = site_at(model, analyse_axes(model), "mixed")
+    assert found.attention is None
+    assert (found.width, found.block, found.cut("attention")) == (16, found.block, found.block)
+
+
+def test_asking_a_stream_for_its_attention_names_the_site() -> None:
+    model = ir.from_onnx_text(STREAM)
+    found = site_at(model, analyse_axes(model), "mixed")
+    with pytest.raises(BadInputError, match="there is no attention at this site") as caught:
+        attention_of(found)
+    assert caught.value.where == "site 'mixed'"

@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.errors import BadInputError, PreconditionError
-from secateur.graph_passes.attention import Site, find_sites, site_named
+from secateur.graph_passes.attention import find_sites
 from secateur.graph_passes.axes import AxisMap, Expr, analyse_axes
 from secateur.graph_passes.prepare import prepare
 from secateur.graph_passes.selection.region import beside_tokens
+from secateur.graph_passes.sites import Attention, Site, attention_of, site_named
 from secateur.models.reference import ReferenceRun, SiteRun, TokenSite
 from secateur.runtime.backend import Array, Arrays
 from secateur.workflow.golden import Golden, golden
@@ -27,7 +28,7 @@ from secateur.workflow.model_session import open_model
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from secateur.models.token_mode import Attention
+    from secateur.models.token_mode import Attention as Seen
 
 _LOWEST = 3e38
 """Subtracted from masked scores: exp gives 0, and no row becomes NaN as with infinity."""
@@ -67,7 +68,7 @@ def golden_from_onnx(
         arrays = run(batch)
     with open_model(twin.model) as run:
         for site, place in zip(sites, twin.sites, strict=True):
-            seen = _attention(place, arrays, alive[-1] if alive else None)
+            seen = _attention(attention_of(place), arrays, alive[-1] if alive else None)
             eligible = alive[-1] if alive else _valid(batch, seen)
             hidden = torch.from_numpy(arrays[place.block.name or ""])
             signals = attention_signals(site, seen, hidden, eligible)
@@ -111,52 +112,52 @@ def _alive(known: Sequence[Tensor], n_sites: int) -> dict[str, Array]:
     }
 
 
-def _valid(batch: Arrays, seen: Attention) -> Tensor:
+def _valid(batch: Arrays, seen: Seen) -> Tensor:
     import torch
 
     mask = batch.get("attention_mask")
     return seen.visible if mask is None or mask.ndim != 2 else torch.from_numpy(mask).bool()
 
 
-def _attention(site: Site, arrays: Arrays, alive: Tensor | None) -> Attention:
+def _attention(there: Attention, arrays: Arrays, alive: Tensor | None) -> Seen:
     """What the attention block read, in the form of the PyTorch reference."""
     import torch
 
-    from secateur.models.token_mode import Attention
+    from secateur.models.token_mode import Attention as Seen
 
     def tensor(value: ir.Value, layout: str) -> Tensor:
         x: Tensor = torch.from_numpy(arrays[value.name or ""])
         if layout == "bnd":
-            return x.reshape(*x.shape[:2], -1, site.head_dim).transpose(1, 2)
+            return x.reshape(*x.shape[:2], -1, there.head_dim).transpose(1, 2)
         if "g" in layout:  # batch and heads in one axis
             x = x.permute(*(layout.index(axis) for axis in "gnd"))
-            return x.reshape(-1, site.heads, *x.shape[1:])
+            return x.reshape(-1, there.heads, *x.shape[1:])
         return x.permute(*(layout.index(axis) for axis in "bhnd"))
 
-    query, key = tensor(site.query, site.layout), tensor(site.key, site.key_layout)
+    query, key = tensor(there.query, there.layout), tensor(there.key, there.key_layout)
 
     def scores(value: ir.Value) -> Tensor:
         x: Tensor = torch.from_numpy(arrays[value.name or ""])
         # batch and heads may be one axis
         return x if x.dim() == 4 else x.reshape(len(query), -1, *x.shape[1:])
 
-    if site.weights is not None:
-        probabilities, seen = scores(site.weights), scores(site.node.outputs[0])
+    if there.weights is not None:
+        probabilities, seen = scores(there.weights), scores(there.node.outputs[0])
     else:
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        logits = query @ keys.transpose(-1, -2) * site.scale
-        if site.mask is not None:
-            mask = torch.from_numpy(arrays[site.mask.name or ""])
+        logits = query @ keys.transpose(-1, -2) * there.scale
+        if there.mask is not None:
+            mask = torch.from_numpy(arrays[there.mask.name or ""])
             logits = (
                 logits.masked_fill(~mask, -_LOWEST) if mask.dtype == torch.bool else logits + mask
             )
         if alive is not None:
             logits = logits.masked_fill(~alive[:, None, None], -_LOWEST)
         probabilities = seen = torch.softmax(logits, dim=-1)
-    return Attention(
+    return Seen(
         query=query,
         key=key,
-        value=tensor(site.value, site.value_layout),
+        value=tensor(there.value, there.value_layout),
         probabilities=probabilities,
         visible=(seen > 0).flatten(1, 2).any(dim=1),
     )
@@ -258,7 +259,8 @@ def _mask_all(
         passed = [value for cut, value in cuts if cut < order[node]]
         return passed[-1] if passed else None
 
-    products = {site.output.producer() for site in known} | {site.node for site in known}
+    products = {attention_of(site).output.producer() for site in known}
+    products |= {site.node for site in known}
     poolings = [
         (fold.node, port.axis, len(axes.at(fold.node, 0)))
         for fold in axes.folds
@@ -267,7 +269,7 @@ def _mask_all(
     ]
     for site in known:
         if (alive := alive_at(site.node)) is not None:
-            keys = axes.at(site.node, 0)[-1] if site.product is not None else tokens[0]
+            keys = axes.at(site.node, 0)[-1] if attention_of(site).product else tokens[0]
             beside = beside_tokens(keys, tokens[0])
             if beside is not None and any(beside):
                 alive = writer.among(alive, *beside)
@@ -280,37 +282,37 @@ def _mask_all(
 
 
 def _mask_attention(writer: _Writer, site: Site, alive: ir.Value) -> None:
-    bias = writer.bias(alive)
-    if site.product is not None:
-        scores = _input(site.node, 0)
+    bias, there = writer.bias(alive), attention_of(site)
+    if there.product is not None:
+        scores = _input(there.node, 0)
         if scores.dtype not in {None, ir.DataType.FLOAT}:
             raise BadInputError("the reference runs in float32", got=str(scores.dtype))
-        masked = _add_to_heads(writer, scores, bias, site)
-        site.node.replace_input_with(0, masked)
-        if site.mixing:
+        masked = _add_to_heads(writer, scores, bias, there)
+        there.node.replace_input_with(0, masked)
+        if there.mixing:
             _zero_weights(writer, site, alive)
         return
-    if site.node.domain:
+    if there.node.domain:
         raise PreconditionError("com.microsoft attention is not masked here", where=site.name)
-    while len(site.node.inputs) < 4:
-        site.node.resize_inputs(len(site.node.inputs) + 1)
-    if site.mask is None:
-        site.node.replace_input_with(3, bias)
-    elif site.mask.dtype == ir.DataType.BOOL:
+    while len(there.node.inputs) < 4:
+        there.node.resize_inputs(len(there.node.inputs) + 1)
+    if there.mask is None:
+        there.node.replace_input_with(3, bias)
+    elif there.mask.dtype == ir.DataType.BOOL:
         low = writer.constant("masked.lowest", np.array([-_LOWEST], np.float32))
-        masked = writer.node("Where", [site.mask, bias, low], site.node)
-        site.node.replace_input_with(3, masked)
+        masked = writer.node("Where", [there.mask, bias, low], there.node)
+        there.node.replace_input_with(3, masked)
     else:
-        site.node.replace_input_with(3, writer.node("Add", [site.mask, bias], site.node))
+        there.node.replace_input_with(3, writer.node("Add", [there.mask, bias], there.node))
 
 
-def _add_to_heads(writer: _Writer, scores: ir.Value, bias: ir.Value, site: Site) -> ir.Value:
+def _add_to_heads(writer: _Writer, scores: ir.Value, bias: ir.Value, there: Attention) -> ir.Value:
     """Add (B, 1, N, N) to scores (B, H, N, N), or to (B * H, N, N) with the heads apart."""
-    before = site.node
+    before = there.node
     if scores.shape is None or len(scores.shape) != 3:
         return writer.node("Add", [scores, bias], before)
     first = writer.constant("masked.one_axis", np.array([1], np.int64))
-    heads = writer.constant("masked.heads", np.array([-1, site.heads, 0, 0], np.int64))
+    heads = writer.constant("masked.heads", np.array([-1, there.heads, 0, 0], np.int64))
     apart = writer.node("Unsqueeze", [scores, first], before)
     apart = writer.node("Reshape", [apart, heads], before)
     shape = writer.node("Shape", [scores], before)
@@ -320,7 +322,8 @@ def _add_to_heads(writer: _Writer, scores: ir.Value, bias: ir.Value, site: Site)
 
 def _zero_weights(writer: _Writer, site: Site, alive: ir.Value) -> None:
     """Weigh no key that is gone: behind the softmax a bias of mixed heads would."""
-    weights, values = site.weights, site.output.producer()
+    there = attention_of(site)
+    weights, values = there.weights, there.output.producer()
     if weights is None or values is None or weights.shape is None or len(weights.shape) != 4:
         raise PreconditionError("mixed heads are masked apart from the batch", where=site.name)
     made = writer.node("Mul", [weights, writer.spread(alive, (1, 2))], values)
@@ -343,12 +346,13 @@ def _mask_pooling(writer: _Writer, node: ir.Node, others: Sequence[int], alive: 
 
 def _taps(sites: Sequence[Site]) -> Iterator[ir.Value]:
     for site in sites:
-        yield from (site.query, site.key, site.value, site.block)
-        if site.weights is not None:
-            yield site.node.outputs[0]
-            yield site.weights
-        elif site.mask is not None:
-            yield site.mask
+        there = attention_of(site)
+        yield from (there.query, there.key, there.value, site.block)
+        if there.weights is not None:
+            yield there.node.outputs[0]
+            yield there.weights
+        elif there.mask is not None:
+            yield there.mask
 
 
 def _alive_input(graph: ir.Graph, number: int) -> ir.Value:

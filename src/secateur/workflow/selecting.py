@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.attention import Site
 from secateur.graph_passes.axes import analyse_axes
 from secateur.graph_passes.lowering import Options, has_markers, lower_markers
 from secateur.graph_passes.opset import SELECTION_OPSET, opset_of
 from secateur.graph_passes.selection.budget import Budget
 from secateur.graph_passes.selection.cut_points import cut_value
+from secateur.graph_passes.sites import Site
 from secateur.graph_passes.stream_sites import site_at
 from secateur.graph_passes.token_selection import Selection, insert_selections
 from secateur.workflow.golden import site_records
@@ -149,14 +149,16 @@ def _signature(site: Site, opset: int) -> Signature:
 
     if not site.width:
         raise BadInputError("the model's width is not known", where=f"site {site.name!r}")
-    return Signature(
-        heads=site.key_heads,
-        head_dim=site.head_dim,
+    made = Signature(
+        heads=1,
+        head_dim=site.width,
         width=site.width,
         dtype=site.block.dtype or ir.DataType.FLOAT,
         opset=opset,
-        query_heads=site.heads,
     )
+    if (there := site.attention) is None:
+        return made
+    return replace(made, heads=there.key_heads, head_dim=there.head_dim, query_heads=there.heads)
 
 
 def selection_rows(model: ir.Model) -> tuple[SelectionRow, ...]:

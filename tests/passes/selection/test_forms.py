@@ -11,6 +11,7 @@ from tests.passes.selection.support import amounts, check, feeds, insert, select
 
 from secateur.graph_passes.attention import find_sites
 from secateur.graph_passes.force_selection import force
+from secateur.graph_passes.sites import attention_of
 from secateur.workflow.golden import budget_feeds, token_sites
 from secateur.workflow.model_session import open_model
 from secateur.workflow.onnx_reference import golden_from_onnx
@@ -44,7 +45,8 @@ FORMS = {
 def test_every_block_is_found_once(name: str) -> None:
     found = find_sites(ir.from_proto(write(FORMS[name])[0]))
     assert [one.name for one in found] == [site(layer) for layer in range(3)]
-    assert {(one.heads, one.key_heads, one.head_dim) for one in found} == {(H, H, DH)}
+    there = [attention_of(one) for one in found]
+    assert {(one.heads, one.key_heads, one.head_dim) for one in there} == {(H, H, DH)}
 
 
 SEEN = (

@@ -10,9 +10,9 @@ from tests.passes.selection.models import Variant, write
 from tests.passes.selection.support import selections, selector, site
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.attention import Site
 from secateur.graph_passes.lowering import Options, has_markers, lower_markers
 from secateur.graph_passes.selection.budget import Budget
+from secateur.graph_passes.sites import Site
 from secateur.graph_passes.token_selection import insert_selections
 
 MASKED = Variant(pool="mask")

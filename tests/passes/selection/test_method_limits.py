@@ -28,8 +28,9 @@ from secateur.errors import BadInputError, PreconditionError
 from secateur.export.selector_graph import Signature, trace
 from secateur.export.torch_export import from_torch
 from secateur.export.verify import run
-from secateur.graph_passes.attention import find_sites, site_named
+from secateur.graph_passes.attention import find_sites
 from secateur.graph_passes.selection.budget import Budget
+from secateur.graph_passes.sites import site_named
 from secateur.graph_passes.token_selection import Selection, insert_selections
 from secateur.models.selectors.core import Selection as Decision
 from secateur.models.selectors.core import best
