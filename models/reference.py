@@ -1,8 +1,9 @@
 """The PyTorch side of every parity check: the original module, pruned by masking only.
 
-Shares no code with the graph passes. Tokens are never gathered: the module runs at full
-length, dropped tokens are hidden wherever tokens are combined, and what it returns is
-compared on the kept rows. Removed heads and channels are zero at their consumer.
+Shares no code with the graph passes. Tokens are not gathered, except where those that stay
+become neighbours (``close_gaps``): the module runs at full length, dropped tokens are hidden
+wherever tokens are combined, and what it returns is compared on the kept rows. Removed heads
+and channels are zero at their consumer.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import BadInputError
+from secateur.models.reference_closing import run_closing
+from secateur.models.reference_parts import named_outputs, submodule
 from secateur.models.reference_signals import left_heads
 from secateur.models.reference_sites import Scorer, SiteRun, TokenSite
-from secateur.models.reference_tokens import Tokens, named_outputs, submodule
+from secateur.models.reference_tokens import Tokens
 from secateur.models.select_tokens import Keep
 from secateur.models.selectors import Selector
 from secateur.models.signals import build
@@ -57,6 +60,8 @@ def run(  # noqa: PLR0913 - what may be forced and put back, by name
 ) -> ReferenceRun:
     """Run ``net(**inputs)`` with tokens dropped by masking after each site.
 
+    Where sites close gaps, tokens really leave; see ``reference_closing``.
+
     Args:
         net: the original module, in evaluation mode.
         inputs: keyword arguments of its forward.
@@ -69,21 +74,16 @@ def run(  # noqa: PLR0913 - what may be forced and put back, by name
         restore: paths of the modules behind which dropped tokens are put back as they left.
 
     Raises:
-        BadInputError: a site that the module lacks, that holds no attention, that closes
-            gaps, or whose scores are NaN.
+        BadInputError: a site that the module lacks, that holds no attention, or whose scores
+            are NaN; sites of which only some close gaps.
     """
     if net.training:
         raise BadInputError(
             "the reference needs a module in evaluation mode", next_step="call net.eval()"
         )
-    if closing := [site.site for site in sites if site.close_gaps]:
-        raise BadInputError(
-            "tokens that become neighbours cannot be masked, so that there is no reference",
-            where=", ".join(f"site {name!r}" for name in closing),
-            got="close_gaps",
-            next_step="compare with a forward that really drops tokens; secateur select writes "
-            "the graph without a reference",
-        )
+    if any(site.close_gaps for site in sites):
+        _check_nothing_comes_back(restore)
+        return ReferenceRun(*run_closing(net, inputs, sites, forced or {}))
     batch = next(iter(inputs.values())).shape[0]
     sites = _with_outputs(net, inputs, sites, forced or {}, valid)
     by_name = {site.site: site for site in sites}
@@ -98,6 +98,15 @@ def run(  # noqa: PLR0913 - what may be forced and put back, by name
         # The end of a text is known to be read only once it has been: again, with it protected.
         result, tokens = attempt({n: torch.stack(rows, dim=1) for n, rows in found.items()})
     return ReferenceRun(outputs=named_outputs(result), sites=tokens.runs)
+
+
+def _check_nothing_comes_back(restore: Sequence[str]) -> None:
+    if restore:
+        raise BadInputError(
+            "tokens that closed up are not put back",
+            got=", ".join(restore),
+            next_step="leave restore out, or close_gaps",
+        )
 
 
 def _with_outputs(

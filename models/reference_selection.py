@@ -36,7 +36,7 @@ def select(
     Returns:
         The record, and the tokens that stay alive, (B, N) bool.
     """
-    least = max(site.protected, 1) + (0 if pointed is None else pointed.shape[1])
+    least = max(site.protected + (0 if pointed is None else pointed.shape[1]), 1)
     count = torch.maximum(_count(site, eligible), _valid(eligible).clamp(max=least))
     made = _decide(site, signal, count)
     if bool(made.score.isnan().logical_and(eligible).any()):
@@ -53,6 +53,7 @@ def select(
         count=alive.sum(dim=1),
         margin=_margin(merit, alive, eligible),
         state=made.state,
+        stands_by=made.score if made.order == "score" else None,
     )
     return record, alive
 

@@ -83,6 +83,8 @@ class SiteRun:
     """(B,) lowest score kept on merit minus highest score dropped, +inf without either."""
     state: Tensor | None = None
     """(B, N) what the selector hands to the next site, where it does."""
+    stands_by: Tensor | None = None
+    """(B, N) what kept tokens are sorted by, the largest first; None where they stay in order."""
 
 
 __all__ = ["Scorer", "SiteRun", "TokenSite"]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from secateur.errors import BadInputError
 from secateur.models.reference_merging import merge
+from secateur.models.reference_parts import replaced_state, state_of, submodule
 from secateur.models.reference_selection import select
 from secateur.models.reference_signals import Around, signals_at
 from secateur.models.reference_sites import SiteRun, TokenSite
@@ -137,7 +138,7 @@ class Tokens:
 
     def _noter(self, name: str) -> Callable[..., None]:
         def after(_module: nn.Module, _inputs: object, output: object) -> None:
-            self._returned[name] = _state(name, output)
+            self._returned[name] = state_of(name, output)
 
         return after
 
@@ -175,7 +176,7 @@ class Tokens:
         return after
 
     def _cut(self, site: TokenSite, output: object) -> object:
-        whole = _state(site.cut or site.site, output)
+        whole = state_of(site.cut or site.site, output)
         start, n_behind = self._around(site)
         hidden = whole[:, start : whole.shape[1] - n_behind]
         read = self._read[site.site]
@@ -204,7 +205,7 @@ class Tokens:
         rows, alive = merge(site, signal, hidden, self.runs[site.site])
         self._hide(site, alive, (start, n_behind))
         made = torch.cat([whole[:, :start], rows, whole[:, whole.shape[1] - n_behind :]], dim=1)
-        return _replaced(output, made)
+        return replaced_state(output, made)
 
     def _at_cut(self, site: TokenSite, visible: Tensor, first: int, length: int) -> Tensor:
         """(B, N) bool of the rows at the cut; without a text that always stays."""
@@ -229,60 +230,12 @@ class Tokens:
                 "no token has left where they are put back", where=type(module).__name__
             )
         self.mode.alive = None
-        rows = _state("", output)
+        rows = state_of("", output)
         for one in self.left:
             state = self._returned[one.module] if one.module else one.state
             rows = torch.where(one.gone[:, :, None], state, rows)
         self.left = []
-        return _replaced(output, rows)
+        return replaced_state(output, rows)
 
 
-def submodule(net: nn.Module, path: str) -> nn.Module:
-    """Return a part of a module.
-
-    Raises:
-        BadInputError: there is no such part.
-    """
-    try:
-        return net.get_submodule(path)
-    except AttributeError as error:
-        known = [name for name, module in net.named_modules() if list(module.children())]
-        raise BadInputError(
-            f"the module has no part named {path!r}", wanted="one of " + ", ".join(known[1:])
-        ) from error
-
-
-def named_outputs(result: object) -> dict[str, Tensor]:
-    """Name the tensors that a module returned: its own names, else ``output``, ``output_1``."""
-    if isinstance(result, Tensor):
-        return {"output": result}
-    if isinstance(result, Mapping):
-        return {str(name): x for name, x in result.items() if isinstance(x, Tensor)}
-    if isinstance(result, (tuple, list)):
-        found = [x for x in result if isinstance(x, Tensor)]
-        return {f"output_{i}" if i else "output": x for i, x in enumerate(found)}
-    raise BadInputError(
-        "the module returned something that holds no tensors", got=type(result).__name__
-    )
-
-
-def _state(where: str, output: object) -> Tensor:
-    """Return the (B, N, D) tensor among the outputs of a module."""
-    found = [x for x in named_outputs(output).values() if x.dim() == 3]
-    if not found:
-        raise BadInputError("no (B, N, D) output to drop tokens from", where=where)
-    return found[0]
-
-
-def _replaced(output: object, rows: Tensor) -> object:
-    """Return what a module returned with other hidden states."""
-    old = _state("", output)
-    if isinstance(output, Tensor):
-        return rows
-    if isinstance(output, Mapping):
-        return type(output)(**{name: rows if x is old else x for name, x in output.items()})
-    assert isinstance(output, (tuple, list))
-    return type(output)(rows if x is old else x for x in output)
-
-
-__all__ = ["Tokens", "named_outputs", "submodule"]
+__all__ = ["Tokens"]

@@ -292,19 +292,65 @@ def test_what_reads_neighbours_has_to_be_told_that_gaps_close(dense: ir.Model) -
     assert "close_gaps" in str(caught.value)
 
 
-def test_a_masked_reference_cannot_close_gaps(opened: LoadedModel, dense: ir.Model) -> None:
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param([top_vim(0), top_vim(1)], id="vim"),
+        pytest.param([by_norm(0), by_norm(1)], id="norm"),
+    ],
+)
+def test_the_reference_lets_tokens_leave_and_close_up(
+    opened: LoadedModel, dense: ir.Model, made: list[Select]
+) -> None:
+    model, x = select_tokens(dense, made), pictures()
+    got = run(model, feeds(model, x))
     assert opened.net is not None
-    sites = token_sites(select_tokens(dense, [by_norm(0)]), {})
-    with pytest.raises(BadInputError, match="cannot be masked"):
-        reference_run(opened.net, {"pixel_values": pictures()}, sites)
+    want = reference_run(opened.net, {"pixel_values": x}, token_sites(model, {}))
+    for site, run_there in want.sites.items():
+        assert (got[f"{site}.kept"] == run_there.kept.numpy()).all()
+    np.testing.assert_allclose(got["logits"], want.outputs["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_reference_takes_a_forced_choice(opened: LoadedModel, dense: ir.Model) -> None:
+    model, x = select_tokens(dense, [by_norm(0)]), pictures()
+    stay = [*range(0, 36, 2), MIDDLE + 1]
+    bias = np.zeros((3, TOKENS), np.float32)
+    bias[:, stay] = 1e9
+    twin = force(model)
+    got = run(twin, feeds(twin, x) | {"layers.0.score_bias": bias})
+    told = {"layers.0": torch.tensor([sorted(stay)] * 3)}
+    assert opened.net is not None
+    sites = token_sites(model, {})
+    want = reference_run(opened.net, {"pixel_values": x}, sites, forced=told)
+    np.testing.assert_allclose(got["logits"], want.outputs["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_the_reference_closes_all_gaps_or_none(opened: LoadedModel, dense: ir.Model) -> None:
+    assert opened.net is not None
+    sites = token_sites(select_tokens(dense, [by_norm(0), by_norm(1)]), {})
+    x = {"pixel_values": pictures()}
+    with pytest.raises(BadInputError, match="no reference for this site"):
+        reference_run(opened.net, x, [sites[0], replace(sites[1], close_gaps=False)])
+    with pytest.raises(BadInputError, match="lets a token go that the module reads later"):
+        reference_run(opened.net, x, sites, forced={"layers.0": torch.tensor([[0, 1, 2]] * 3)})
+    with pytest.raises(BadInputError, match="are not put back"):
+        reference_run(opened.net, x, sites, restore=["layers.2"])
+    with pytest.raises(BadInputError, match="reads the signal 'class_row'"):
+        reference_run(opened.net, x, [replace(sites[0], selector="class_row")])
 
 
 @pytest.mark.parametrize(
-    "by", ["class_row", *(pytest.param(one, marks=pytest.mark.sweep) for one in ("aim", "flowcut"))]
+    "by", ["class_row", *(pytest.param(one, marks=pytest.mark.sweep) for one in ("fopru", "flowcut"))]
 )
 def test_a_signal_of_attention_is_refused_by_name(dense: ir.Model, by: str) -> None:
     with pytest.raises(BadInputError, match=r"reads the signal '\w+', which this site cannot give"):
         select_tokens(dense, [Select("layers.0", by, KEEP, 0, close_gaps=True)])
+
+
+@pytest.mark.sweep
+def test_merged_tokens_are_refused_where_tokens_become_neighbours(dense: ir.Model) -> None:
+    with pytest.raises(PreconditionError, match="no place of their own among neighbours"):
+        select_tokens(dense, [Select("layers.0", "aim", KEEP, 0, close_gaps=True)])
 
 
 def test_a_module_that_is_not_there_is_no_site(dense: ir.Model) -> None:

@@ -8,12 +8,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from tests.selectors.methods import METHODS, Method, Step, made_up
+from tests.selectors.methods import METHODS, Method, Options, Step, made_up
 from tests.selectors.targets import TARGETS, Target
 from torch import Tensor
 
@@ -71,6 +72,20 @@ class Case:
     target: Target
     given: Mapping[str, Tensor]
 
+    def signals(self, site: str) -> dict[str, Tensor | str]:
+        """What signals from elsewhere are at a site: numbers, or the module that makes them."""
+        if self.target.scans and "ssm_out_backward" in self.given:
+            return {"ssm_out_backward": f"{site}.mixer.from_behind"}
+        return dict(self.given)
+
+    def options(self, step: Step) -> Options:
+        """Options of a step, for the order in which this model's own scan stands."""
+        return {**step.options, "flipped": False} if step.by in self.own_scan else step.options
+
+    @property
+    def own_scan(self) -> tuple[str, ...]:
+        return ("top_vim",) if self.target.scans else ()
+
     @property
     def sites(self) -> tuple[TokenSite, ...]:
         return tuple(
@@ -79,10 +94,11 @@ class Case:
                 step.by,
                 amount=round(self.method.keep * 1000),
                 protected=self.protected,
-                options=step.options,
+                options=self.options(step),
                 cut="" if cut == "block" else cut,
-                given=self.given,
+                given=self.signals(name),
                 around=self.target.around,
+                close_gaps=self.target.scans,
             )
             for name, cut, step in self.places
         )
@@ -128,25 +144,30 @@ def case_of(name: str, target: Target) -> Case:
     return Case(method, target, given)
 
 
-def insert(case: Case) -> ir.Model:
+def insert(case: Case, budget: Literal["input", "constant"] = "input") -> ir.Model:
     """The selecting graph, held to the checker."""
-    given = {name: "input:" + "x".join(map(str, x.shape[1:])) for name, x in case.given.items()}
     chosen = [
         Select(
             site,
             step.by,
             case.method.keep,
             case.protected,
-            options=dict(step.options),
+            budget=budget,
+            options=case.options(step),
             cut=cut,
-            signals=given,
+            signals={name: _from(one) for name, one in case.signals(site).items()},
             among=case.target.among,
+            close_gaps=case.target.scans,
         )
         for site, cut, step in case.places
     ]
     model = select_tokens(case.target.dense, chosen)
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     return model
+
+
+def _from(source: Tensor | str) -> str:
+    return source if isinstance(source, str) else "input:" + "x".join(map(str, source.shape[1:]))
 
 
 def check(name: str, target_name: str, *, engine: bool = True) -> Row:
@@ -166,8 +187,10 @@ def check(name: str, target_name: str, *, engine: bool = True) -> Row:
             built = _build(model, case.target)
         except SecateurError as error:
             built = "refused"
-            text = str(error)
-            refusals = (Refusal(name, target_name, "rtx", _op(error), _parser(text)),)
+            op = _op(error) or ("Scan" if case.target.scans else "")
+            refusals = (Refusal(name, target_name, "rtx", op, _parser(str(error))),)
+            if case.target.scans:  # a length that no input decides
+                built = f"{_build(insert(case, 'constant'), case.target)}, share constant"
     return Row(name, target_name, *verdicts, built, _since(started), refusals)
 
 
@@ -231,7 +254,7 @@ def _told(case: Case) -> dict[str, Tensor]:
         chosen = []
         for b, count in enumerate(free.sites[site].count.tolist()):
             order = torch.randperm(len(alive[b]), generator=generator).tolist()
-            first = alive[b][: case.protected]
+            first = [*alive[b][: case.protected], *case.target.followed]
             rest = [alive[b][i] for i in order if alive[b][i] not in first]
             chosen.append(sorted([*first, *rest[: count - len(first)]]))
         alive, width = chosen, max(map(len, chosen))
@@ -261,7 +284,7 @@ def _own(got: Arrays, case: Case) -> Arrays:
 
 def _same_tokens(got: Arrays, site: str, want: SiteRun, case: Case) -> None:
     for b, row in enumerate(got[f"{site}.kept"]):
-        mine, theirs = sorted(row[row >= 0].tolist()), want.kept[b][want.kept[b] >= 0].tolist()
+        mine, theirs = (sorted(one[one >= 0].tolist()) for one in (row, want.kept[b]))
         gone, come = sorted(set(theirs) - set(mine)), sorted(set(mine) - set(theirs))
         assert mine == theirs, f"sample {b} of {site} keeps {come} for {gone}"
 

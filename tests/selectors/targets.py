@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from secateur.export.source import load
 from secateur.export.torch_export import from_torch
+from secateur.models.families.vision_mamba import Sizes, VisionMamba
 
 SIDE, WIDTH, HEADS, LAYERS = 6, 32, 4, 4
 PATCHES = SIDE * SIDE
@@ -37,6 +38,8 @@ class Target:
         later: In a method of several sites, where the second one stands and cuts; () for the
             block that the method names.
         among: The value whose tokens are selected from; "" for all at the cut.
+        followed: Tokens that stay because the model reads them by their place.
+        scans: Whether nothing attends and tokens that stay become neighbours.
         ranges: Least, usual and largest size of every named dimension, for engines.
     """
 
@@ -50,6 +53,8 @@ class Target:
     later: tuple[str, ...] = ()
     among: str = ""
     around: tuple[int, int] = (0, 0)
+    followed: tuple[int, ...] = ()
+    scans: bool = False
     ranges: Mapping[str, tuple[int, int, int]] = field(default_factory=lambda: {"batch": (1, 2, 4)})
 
 
@@ -178,6 +183,27 @@ def llava() -> Target:
     )
 
 
+@functools.cache
+def vision_mamba() -> Target:
+    """A state-space model: tokens leave in their order, and close up."""
+    sizes = Sizes(
+        image_size=SIDE * PIXELS,
+        patch_size=PIXELS,
+        hidden_size=WIDTH // 2,
+        num_hidden_layers=LAYERS,
+        num_labels=5,
+        state_size=4,
+        time_step_rank=2,
+    )
+    net = seeded(VisionMamba(sizes))
+    inputs = {"pixel_values": pictures(SIDE * PIXELS)}
+    dense = from_torch(net, inputs, {"pixel_values": {0: "batch"}})
+    blocks = tuple(f"layers.{i}" for i in range(LAYERS))
+    return Target(
+        net, dense, inputs, blocks, PATCHES + 1, protected=0, followed=(PATCHES // 2,), scans=True
+    )
+
+
 def save_words(folder: Path) -> None:
     """A tokenizer of a few words."""
     import transformers
@@ -187,4 +213,4 @@ def save_words(folder: Path) -> None:
     transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
 
 
-TARGETS = {"vit": vit, "clip": clip, "llava": llava}
+TARGETS = {"vit": vit, "clip": clip, "llava": llava, "mamba": vision_mamba}
