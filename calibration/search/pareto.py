@@ -11,6 +11,9 @@ from secateur.calibration.search.journal import Genes, Journal
 from secateur.errors import BadInputError
 
 _MOST_STEPS = 3
+_FOCUS = 0.7
+"""Share of the candidates that are bred from the points nearest to what is wanted."""
+_NEAREST = 6
 _PATIENCE = 200
 """Tries at something new before the space counts as searched."""
 
@@ -36,6 +39,18 @@ class Space:
         return int(np.prod([float(n) for n in self.levels]))
 
 
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How long a search goes on, and where it looks most."""
+
+    evaluations: int
+    seed: int = 0
+    """Of the mutations."""
+    off: Callable[[Point], float] | None = None
+    """How far a point is from what is wanted: most candidates are then bred from those of the
+    front that are nearest to it. None treats the whole front alike."""
+
+
 def front(points: Sequence[Point]) -> tuple[Point, ...]:
     """The points that no other beats in both, cheapest first."""
     found: list[Point] = []
@@ -49,9 +64,7 @@ def search(
     space: Space,
     evaluate: Callable[[Genes], tuple[float, float]],
     journal: Journal,
-    *,
-    evaluations: int,
-    seed: int,
+    effort: Effort,
 ) -> tuple[Point, ...]:
     """Return every point evaluated; what the journal knows counts and is not computed again.
 
@@ -59,31 +72,37 @@ def search(
         space: what the genes may be.
         evaluate: genes to (cost, loss).
         journal: where results are kept.
-        evaluations: how many candidates to look at.
-        seed: of the mutations.
+        effort: how long, and where most of it goes.
 
     Raises:
         BadInputError: no gene has a choice.
     """
     if not space.levels or max(space.levels) < 2:
         raise BadInputError("there is nothing to search: no choice has two levels")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(effort.seed)
     points: dict[Genes, Point] = {}
     genes: Genes | None = (0,) * len(space.levels)
-    while genes is not None and len(points) < min(evaluations, space.size):
+    while genes is not None and len(points) < min(effort.evaluations, space.size):
         known = journal.find(genes)
         if known is None:
             known = evaluate(genes)
             journal.record(genes, known)
         points[genes] = Point(genes, *known)
-        genes = _next(space, points, rng)
+        genes = _next(space, points, rng, effort.off)
     return tuple(points.values())
 
 
-def _next(space: Space, points: dict[Genes, Point], rng: np.random.Generator) -> Genes | None:
+def _next(
+    space: Space,
+    points: dict[Genes, Point],
+    rng: np.random.Generator,
+    off: Callable[[Point], float] | None,
+) -> Genes | None:
     """A candidate that was not evaluated: mostly near the front, now and then anywhere."""
-    best = front(list(points.values()))
+    whole = front(list(points.values()))
+    near = whole if off is None else sorted(whole, key=off)[:_NEAREST]
     for _ in range(_PATIENCE):
+        best = near if rng.random() < _FOCUS else whole
         parent = list(best[rng.integers(len(best))].genes)
         chance = rng.random()
         if chance < 0.1:
@@ -135,4 +154,4 @@ def under(points: Sequence[Point], *, cost: float) -> Point:
     return min(allowed, key=lambda p: (p.loss, p.cost))
 
 
-__all__ = ["Point", "Space", "front", "search", "under", "within"]
+__all__ = ["Effort", "Point", "Space", "front", "search", "under", "within"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secateur.calibration.search.journal import Journal
 from secateur.calibration.search.layer_times import layer_times
-from secateur.calibration.search.pareto import Point, Space, front, search, under, within
+from secateur.calibration.search.pareto import Effort, Point, Space, front, search, under, within
 from secateur.errors import BadInputError
 
 SPACE = Space((2, 8, 8, 8))
@@ -31,9 +33,28 @@ def test_the_front_holds_what_no_other_beats_in_both() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_search_finds_what_is_free(seed: int) -> None:
-    found = search(SPACE, evaluate, Journal(None, {}), evaluations=200, seed=seed)
+    found = search(SPACE, evaluate, Journal(None, {}), Effort(200, seed))
     best = within(found, loss=0.0)
     assert best.genes[1:] == (0, 0, 7)
+
+
+def test_a_search_with_an_aim_finds_cheaper_candidates_there() -> None:
+    weights = np.array([0.05, 0.04, 0.03, 0.02, 0.015])
+
+    def schedule(genes: tuple[int, ...]) -> tuple[float, float]:
+        """Tokens that five layers see, and a loss that grows faster than what they drop."""
+        levels = np.array(genes)
+        seen = float(np.cumprod(1 - levels / 10).sum()) + 0.02 * int((levels > 0).sum())
+        return seen, float((weights * levels**1.5).sum())
+
+    def cheapest(off: Callable[[Point], float] | None, seed: int) -> float:
+        effort = Effort(150, seed, off)
+        found = search(Space((8,) * 5), schedule, Journal(None, {}), effort)
+        return within(found, loss=0.6).cost
+
+    seeds = range(10)
+    aimed = [cheapest(lambda point: abs(point.loss - 0.6), seed) for seed in seeds]
+    assert np.mean(aimed) < np.mean([cheapest(None, seed) for seed in seeds])
 
 
 def test_a_search_looks_at_no_candidate_twice_and_ends_with_the_space() -> None:
@@ -43,12 +64,12 @@ def test_a_search_looks_at_no_candidate_twice_and_ends_with_the_space() -> None:
         asked.append(genes)
         return evaluate(genes)
 
-    found = search(Space((2, 3)), once, Journal(None, {}), evaluations=100, seed=0)
+    found = search(Space((2, 3)), once, Journal(None, {}), Effort(100, 0))
     assert len(found) == len(set(asked)) == len(asked) == 6
 
 
 def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    whole = search(SPACE, evaluate, Journal(None, {}), evaluations=60, seed=3)
+    whole = search(SPACE, evaluate, Journal(None, {}), Effort(60, 3))
     path, asked = tmp_path / "search.jsonl", []
 
     def dies(genes: tuple[int, ...]) -> tuple[float, float]:
@@ -58,7 +79,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
         return evaluate(genes)
 
     with pytest.raises(KeyboardInterrupt):
-        search(SPACE, dies, Journal(path, {"a": 1}), evaluations=60, seed=3)
+        search(SPACE, dies, Journal(path, {"a": 1}), Effort(60, 3))
     with path.open("a") as file:
         file.write('{"genes": [0, 1,')  # killed while it wrote
 
@@ -66,7 +87,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
         assert genes not in asked
         return evaluate(genes)
 
-    again = search(SPACE, rest, Journal(path, {"a": 1}), evaluations=60, seed=3)
+    again = search(SPACE, rest, Journal(path, {"a": 1}), Effort(60, 3))
     assert again == whole
     assert len(Journal(path, {"a": 1})) == 60
 
@@ -106,7 +127,7 @@ def test_a_target_out_of_reach_names_the_range() -> None:
 
 def test_a_space_without_choice_is_refused() -> None:
     with pytest.raises(BadInputError, match="nothing to search"):
-        search(Space((1, 1)), evaluate, Journal(None, {}), evaluations=5, seed=0)
+        search(Space((1, 1)), evaluate, Journal(None, {}), Effort(5, 0))
 
 
 def test_layer_times_add_up_to_the_whole() -> None:

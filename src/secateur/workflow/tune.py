@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from secateur.calibration.search.journal import Genes, Journal
 from secateur.calibration.search.layer_times import LayerTimes
-from secateur.calibration.search.pareto import Point, front, search, under, within
+from secateur.calibration.search.pareto import Effort, Point, front, search, under, within
 from secateur.errors import BadInputError
 from secateur.graph_passes.attention import find_sites
 from secateur.graph_passes.groups import analyse
@@ -33,10 +33,10 @@ from secateur.workflow.sources import Source, load_model
 from secateur.workflow.tuning_times import measure_layers
 
 _FEWEST_SAMPLES = 8
-_HEAT = 12
+_HEAT = 16
 """So many schedules of the front run on the samples of the search: expected times are not times."""
-_RACED = 4
-_MARGIN = 0.9
+_RACED = 5
+_MARGIN = 0.97
 """A finalist loses this much of what it may on the samples of the search: others will differ."""
 _LENGTHS = 4
 
@@ -108,15 +108,16 @@ def tune(recipe: Recipe, options: TuneOptions, *, progress: Progress) -> Tuned:
             times = _layer_times(journal, model, schedules, samples, options)
         judge = Judge(model, schedules, known, place)
         with progress.step(f"search up to {options.evaluations} schedules"), judge:
+            largest = None if options.latency_ms is not None else _loss(model, hand, known, options)
             points = search(
                 schedules.space,
                 lambda genes: judge.judge(genes, times),
                 journal,
-                evaluations=options.evaluations,
-                seed=options.seed,
+                Effort(
+                    options.evaluations, options.seed, lambda point: _off(point, largest, options)
+                ),
             )
         with progress.step("run the finalists on held-out samples"):
-            largest = None if options.latency_ms is not None else _loss(model, hand, known, options)
             near = [schedules.selections(genes) for genes in _near(points, largest, options)]
             chosen = fastest(model, near, known, count=_RACED, folder=place)
             named = {"dense": ()} | ({"recipe": hand} if hand else {})
@@ -215,6 +216,14 @@ def _loss(
             wanted="a schedule in the recipe (select), a largest loss, or a latency",
         )
     return agreement(select_tokens(model, hand), known).loss
+
+
+def _off(point: Point, largest: float | None, options: TuneOptions) -> float:
+    """How far a schedule is from the target."""
+    if largest is None:
+        assert options.latency_ms is not None
+        return abs(point.cost - options.latency_ms)
+    return abs(point.loss - largest * _MARGIN)
 
 
 def _near(points: Sequence[Point], largest: float | None, options: TuneOptions) -> list[Genes]:
