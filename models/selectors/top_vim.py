@@ -10,6 +10,11 @@ Departures, all of them undone by ``faithful``: the scores are turned back into 
 tokens (the published code leaves them flipped, so that a token gets another one's), scores are
 clipped at 0 as the paper says, and the class token is taken out of the choice in every sample
 (published: only in the first, so that others can have it twice).
+
+What is kept are neighbours from there on: nothing of a token that left reaches the scan behind
+it. The paper also aligns hidden states, with a kernel that goes through the removed positions; the
+released Python has nothing of it, the reference vectors hold the released form, and without that
+kernel the alignment would save no time. So it is not made here, ``faithful`` or not.
 """
 
 from __future__ import annotations
