@@ -144,7 +144,7 @@ def on_data(
     """
     feeds = default_budgets(model)
     with OnnxRuntime(optimisation=options.level).session(shipped) as run:
-        got = [run({**b, **feeds})[options.output] for b in samples.batches(_BATCH)]
+        got = [run({**b, **feeds})[options.output] for b in samples.whole_batches(_BATCH)]
         shown = tuple(
             _shown(run, model, samples, number, feeds)
             for number in range(min(options.shown, len(samples)) if site_records(model) else 0)
@@ -168,7 +168,7 @@ class DataOptions:
 def _shown(run: Run, model: ir.Model, samples: Samples, number: int, feeds: Arrays) -> Sample:
     """One sample alone, with the positions that are left after each site."""
     arrays = samples.arrays[number]
-    outputs = run({**arrays, **feeds})
+    outputs = run({**samples.whole(number), **feeds})
     kept = {
         record["site"]: tuple(int(i) for i in outputs[record["kept_output"]][0] if i >= 0)
         for record in site_records(model)

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 class Samples:
     """Inputs of a model, one mapping of name to (1, ...) array a sample.
 
-    ``padding`` gives the value that fills an input up to the longest sample of a batch.
+    ``padding`` gives the value that fills an input up to the longest sample of a batch, and
+    ``beside`` what selections are handed of each sample, which the dense model does not take.
     """
 
     arrays: tuple[dict[str, Array], ...]
@@ -35,6 +36,7 @@ class Samples:
     pieces: tuple[tuple[str, ...], ...] = ()
     """The tokens of each sample as text; empty when the inputs are no texts."""
     padding: Mapping[str, float] = field(default_factory=dict)
+    beside: tuple[dict[str, Array], ...] = ()
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -43,8 +45,8 @@ class Samples:
     def sha256(self) -> str:
         """Hash of names, types, shapes and numbers of all samples, in their order."""
         digest = hashlib.sha256()
-        for arrays in self.arrays:
-            for name, array in sorted(arrays.items()):
+        for number in range(len(self)):
+            for name, array in sorted(self.whole(number).items()):
                 digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -58,21 +60,36 @@ class Samples:
     def subset(self, indices: Sequence[int]) -> Samples:
         """Some of the samples, in the order given."""
         pieces = tuple(self.pieces[i] for i in indices) if self.pieces else ()
+        beside = tuple(self.beside[i] for i in indices) if self.beside else ()
         arrays = tuple(self.arrays[i] for i in indices)
-        return replace(
-            self, arrays=arrays, labels=tuple(self.labels[i] for i in indices), pieces=pieces
-        )
+        labels = tuple(self.labels[i] for i in indices)
+        return replace(self, arrays=arrays, labels=labels, pieces=pieces, beside=beside)
+
+    def whole(self, number: int) -> dict[str, Array]:
+        """One sample with what selections are handed."""
+        return self.arrays[number] | (self.beside[number] if self.beside else {})
 
     def batch(self, indices: Sequence[int]) -> dict[str, Array]:
         """Some samples as one batch, padded at the end to the longest of them."""
-        chosen = [self.arrays[index] for index in indices]
-        return {name: self._stack(name, [a[name] for a in chosen]) for name in chosen[0]}
+        return self._stacked([self.arrays[index] for index in indices])
 
     def batches(self, size: int, limit: int | None = None) -> Iterator[dict[str, Array]]:
         """All samples (or the first ``limit``) in order, ``size`` at a time."""
+        for indices in self._ranges(size, limit):
+            yield self.batch(indices)
+
+    def whole_batches(self, size: int, limit: int | None = None) -> Iterator[dict[str, Array]]:
+        """The same with what selections are handed, as the shipped model takes it."""
+        for indices in self._ranges(size, limit):
+            yield self._stacked([self.whole(index) for index in indices])
+
+    def _ranges(self, size: int, limit: int | None) -> Iterator[range]:
         count = len(self) if limit is None else min(limit, len(self))
         for start in range(0, count, size):
-            yield self.batch(range(start, min(start + size, count)))
+            yield range(start, min(start + size, count))
+
+    def _stacked(self, chosen: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+        return {name: self._stack(name, [a[name] for a in chosen]) for name in chosen[0]}
 
     def _stack(self, name: str, arrays: Sequence[Array]) -> Array:
         shape = np.max([array.shape for array in arrays], axis=0)

@@ -30,6 +30,7 @@ from secateur.workflow.data import Samples, example_samples, load_samples, read_
 from secateur.workflow.environment import environment
 from secateur.workflow.fitted_reference import fitted_module
 from secateur.workflow.golden import Golden
+from secateur.workflow.handed_in import Shapes, handed_in, set_beside
 from secateur.workflow.parity import Options
 from secateur.workflow.precision import Lowering, explained, in_words, lower, runnable, suspects
 from secateur.workflow.pruning import Fitting, Pruned, prune_and_fit, read_plan
@@ -147,7 +148,8 @@ def _make(recipe: Recipe, progress: Progress) -> Work:
         source = load_model(
             recipe.model.source, opset=recipe.model.opset, dynamic=recipe.model.dynamic
         )
-    samples = _samples(recipe, source)
+    selections = [Select(**selection.model_dump()) for selection in recipe.select]
+    samples = _samples(recipe, source, handed_in(selections))
     chosen = choose_samples(samples, source.graph, recipe.calibrate)
     with progress.step("find what can be removed"):
         analysis = analyse(source.graph)
@@ -162,7 +164,6 @@ def _make(recipe: Recipe, progress: Progress) -> Work:
         progress.note(f"smaller graph == masked dense graph, relative error {worst:.1e}")
     reference = _reference(source, pruned, progress)
     smaller = pruned.model if pruned else whole
-    selections = [Select(**selection.model_dump()) for selection in recipe.select]
     if not selections and source.marked is None:
         return Work(source, reference, samples, chosen, analysis, pruned, source.graph, smaller)
     with progress.step("insert the token selections"):
@@ -182,16 +183,25 @@ def _reference(source: Source, pruned: Pruned | None, progress: Progress) -> Sou
     return replace(source, graph=pruned.fitted, net=net)
 
 
-def _samples(recipe: Recipe, source: Source) -> Samples:
+def _samples(recipe: Recipe, source: Source, shapes: Shapes) -> Samples:
     """The user's inputs; without any the model's own example, or one made up."""
-    if recipe.data is not None:
-        return load_samples(recipe.data, source)
-    return example_samples(source.examples or made_up_batches(source.graph)[-1])
+    if recipe.data is None:
+        made = example_samples(source.examples or made_up_batches(source.graph)[-1])
+        return set_beside(made, shapes, where="")
+    data = recipe.data
+    found = load_samples(data, source)
+    where = str(data.texts or data.images or data.npz or data.loader)
+    return set_beside(found, shapes, where=where)
 
 
 def _batches(recipe: Recipe, samples: Samples) -> list[dict[str, Any]]:
-    """The first samples in ragged batches."""
+    """The first samples in ragged batches, as the dense model takes them."""
     return list(samples.batches(recipe.parity.batch, recipe.parity.samples))
+
+
+def _whole_batches(recipe: Recipe, samples: Samples) -> list[dict[str, Any]]:
+    """The same as a selecting model takes them."""
+    return list(samples.whole_batches(recipe.parity.batch, recipe.parity.samples))
 
 
 def _place_models(draft: Draft, recipe: Recipe, work: Work, progress: Progress) -> Placed:
@@ -200,13 +210,13 @@ def _place_models(draft: Draft, recipe: Recipe, work: Work, progress: Progress) 
     shipped, dense = work.shipped, work.reference.graph
     if recipe.quantise is not None:
         with progress.step(f"quantise to {recipe.quantise.kind} by the data"):
-            batches = list(work.chosen.samples.batches(recipe.parity.batch))
+            batches = list(work.chosen.samples.whole_batches(recipe.parity.batch))
             shipped = quantised(shipped, recipe.quantise, batches)
         progress.note(what_was_rounded(shipped))
     if lowering.is_half:
         with progress.step(f"lower to {recipe.precision.type} what is safe on the data"):
-            batches = _batches(recipe, work.samples)
-            shipped, dense = (lower(model, lowering, batches) for model in (shipped, dense))
+            shipped = lower(shipped, lowering, _whole_batches(recipe, work.samples))
+            dense = lower(dense, lowering, _batches(recipe, work.samples))
         progress.note(in_words(shipped))
     model = shipping.place_models(draft, shipped, dense)
     spec = shipping.engine_spec(model, recipe.traffic or recipe.profile)
@@ -255,7 +265,7 @@ def _verify(
     options = verification.parity_options(recipe, work.source.outputs, token_outputs(work.analysis))
     options = replace(options, token_axes=token_axes(work.analysis))
     plan = work.pruned.plan if work.pruned else None
-    batches: list[Arrays] = [*_batches(recipe, work.samples)]
+    batches: list[Arrays] = [*_whole_batches(recipe, work.samples)]
     with progress.step("compare with the PyTorch reference"):
         goldens = make_goldens(work.reference, plan, work.shipped, batches)
         draft.write(names.GOLDENS_NAME, _golden_bytes(goldens, options))
@@ -336,9 +346,14 @@ def _time(
     if recipe.bench is None:
         return ()
     models = {"tokens": work.tokens_only, "removal": work.smaller}
-    batches = _batches(recipe, work.samples)
+    batches = {
+        "tokens": _whole_batches(recipe, work.samples),
+        "removal": _batches(recipe, work.samples),
+    }
     chosen: dict[str, ir.Model] = {
-        name: lower(models[name], placed.lowering, batches) if name in models else placed.shipped
+        name: lower(models[name], placed.lowering, batches[name])
+        if name in models
+        else placed.shipped
         for name in recipe.bench.variants
     }
     with progress.step("time dense and pruned, in turns"):

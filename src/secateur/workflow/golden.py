@@ -12,6 +12,7 @@ import numpy as np
 from secateur.errors import BadInputError
 from secateur.runtime.backend import Array, Arrays
 from secateur.runtime.compare import SelectionReference
+from secateur.workflow.handed_in import given_apart
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -170,7 +171,8 @@ def golden_from_torch(
     from secateur.models.reference import run
 
     tensors = {name: torch.from_numpy(np.asarray(x)) for name, x in batch.items()}
-    result = run(net, tensors, sites, restore=restore)
+    own, given = given_apart(tensors, sites)
+    result = run(net, own, given, restore=restore)
     return golden(batch, result, sites, feeds or {})
 
 

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from secateur.graph_passes.names import module_path
 from secateur.runtime.backend import Array, Arrays
 from secateur.workflow.golden import golden
+from secateur.workflow.handed_in import given_apart
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +60,8 @@ def run_torch(
     ]
     try:
         tensors = {name: torch.from_numpy(np.asarray(x)) for name, x in batch.items()}
-        result = run(net, tensors, sites, restore=restore)
+        own, given = given_apart(tensors, sites)
+        result = run(net, own, given, restore=restore)
     finally:
         for handle in handles:
             handle.remove()

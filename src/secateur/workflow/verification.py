@@ -173,7 +173,11 @@ def _alone(golden: Golden, sample: int) -> dict[str, Array]:
     one = {name: array[sample : sample + 1] for name, array in golden.inputs.items()}
     masks = [a for n, a in one.items() if n.endswith("mask") and a.ndim == 2]
     length = int(masks[0].sum()) if masks else 0
-    cut = {n: a[:, :length] if length and a.ndim == 2 else a for n, a in one.items()}
+    handed = tuple(f"{site}." for site in golden.sites)  # to a selection: no column is a token
+    cut = {
+        n: a[:, :length] if length and a.ndim == 2 and not n.startswith(handed) else a
+        for n, a in one.items()
+    }
     feeds = {k: v for site in golden.sites.values() for k, v in site.feeds.items()}
     return {**feeds, **cut}
 
