@@ -132,14 +132,14 @@ def test_a_space_without_choice_is_refused() -> None:
 
 def test_layer_times_add_up_to_the_whole() -> None:
     whole = {100: 7.0, 200: 12.0, 400: 22.0}
-    times = layer_times(whole, {n: t + 0.5 for n, t in whole.items()}, n_layers=5)
+    times = layer_times(whole, [{n: t + 0.5 for n, t in whole.items()}], n_layers=5)
     assert times.rest_ms == pytest.approx(2.0)
-    assert times.site_ms == pytest.approx(0.5)
+    assert times.site_ms[0] == pytest.approx([0.5] * len(whole))
     for n, ms in whole.items():
-        assert times.schedule([(n, n)] * 5, n_sites=0) == pytest.approx(ms)
+        assert times.schedule([(n, n)] * 5) == pytest.approx(ms)
     assert times.layer(800) == pytest.approx(2 * times.layer(400))
 
 
 def test_a_layer_of_fewer_tokens_and_a_site_are_both_counted() -> None:
-    times = layer_times({10: 11.0, 20: 21.0}, {10: 11.3, 20: 21.3}, n_layers=1)
-    assert times.schedule([(20, 10)], n_sites=1) == pytest.approx(1.0 + 20 / 3 + 10 * 2 / 3 + 0.3)
+    times = layer_times({10: 11.0, 20: 21.0}, [{10: 11.3, 20: 21.3}], n_layers=1)
+    assert times.schedule([(20, 10)], [20]) == pytest.approx(1.0 + 20 / 3 + 10 * 2 / 3 + 0.3)

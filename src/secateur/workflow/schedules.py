@@ -133,14 +133,14 @@ class Judge(AbstractContextManager["Judge"]):
         first = next(array for array in batch.values() if array.ndim > 1)
         rows, tokens = first.shape[:2]
         early = self.schedules.variant(genes).cut == "attention"
-        permille, counts, n_sites = self.schedules.permille(genes), [], 0
+        permille, counts, sites = self.schedules.permille(genes), [], []
         for layer in self.layers:
             before = tokens
             if permille.get(layer, KEEP[0]) < KEEP[0]:
                 tokens = seen[f"{layer}.kept"].shape[1]
-                n_sites += 1
+                sites.append(rows * before)
             counts.append((rows * before, rows * (tokens if early else before)))
-        return times.schedule(counts, n_sites)
+        return times.schedule(counts, sites, genes[0])
 
     def _run(self, variant: Variant) -> Run:
         if variant not in self._runs:

@@ -176,19 +176,23 @@ def _layer_times(
 ) -> LayerTimes:
     """Measured once a search: an interrupted one goes on with the times that it began with."""
     at = schedules.sites[len(schedules.sites) // 2]
-    one = replace(schedules, sites=(at,)).everywhere(schedules.variants[0])
+    one = replace(schedules, sites=(at,))
     longest = max(samples.longest, 2 * _LENGTHS)
     lengths = sorted({max(2, longest * (i + 1) // _LENGTHS) for i in range(_LENGTHS)} | {2})
+    n_layers = len(find_sites(model))
 
     def measure() -> object:
-        """Time whole models, without and with a site."""
-        pair = (model, select_tokens(model, one))
-        times = measure_layers(pair, lengths, options.batch, n_layers=len(find_sites(model)))
+        """Time whole models, without a site and with one of each kind."""
+        sites = [select_tokens(model, one.everywhere(variant)) for variant in one.variants]
+        times = measure_layers([model, *sites], lengths, options.batch, n_layers=n_layers)
         return asdict(times)
 
-    found = journal.once("times", measure)
+    found = journal.once("times of layers and sites", measure)
     return LayerTimes(
-        tuple(found["tokens"]), tuple(found["layer_ms"]), found["rest_ms"], found["site_ms"]
+        tuple(found["tokens"]),
+        tuple(found["layer_ms"]),
+        found["rest_ms"],
+        tuple([tuple(site) for site in found["site_ms"]]),
     )
 
 

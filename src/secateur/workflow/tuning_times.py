@@ -18,19 +18,19 @@ from secateur.runtime.backends.onnxruntime import OnnxRuntime
 from secateur.workflow.counting import full_inputs
 from secateur.workflow.golden import default_budgets
 
-_RUNS = 12
+_RUNS = 10
 LEVEL = "all"
 
 
 def measure_layers(
-    models: tuple[ir.Model, ir.Model], lengths: Sequence[int], batch: int, *, n_layers: int
+    models: Sequence[ir.Model], lengths: Sequence[int], batch: int, *, n_layers: int
 ) -> LayerTimes:
-    """Time a model without and with a site that keeps everything, at several lengths.
+    """Time a model, then the same with one site of each kind that keeps all, at several lengths.
 
     In turns, and of each the fastest run: what else the machine does can only add, and would
     bend the search toward schedules that are cheap in the table alone.
     """
-    best: list[dict[int, float]] = [{}, {}]
+    best: list[dict[int, float]] = [{} for _ in models]
     with TemporaryDirectory(prefix="secateur-") as folder, ExitStack() as stack:
         runs = []
         for number, model in enumerate(models):
@@ -43,7 +43,7 @@ def measure_layers(
                 for model, run, found in zip(models, runs, best, strict=True):
                     taken = _milliseconds(run, {**inputs, **default_budgets(model)})
                     found[batch * length] = min(taken, found.get(batch * length, taken))
-    return layer_times(best[0], best[1], n_layers)
+    return layer_times(best[0], best[1:], n_layers)
 
 
 def _milliseconds(run: Run, inputs: Arrays) -> float:
