@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from quality_arrays import Call, Lesson, training_arrays
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.calibration.activations import observe
 from secateur.export.torch_export import from_torch
@@ -35,8 +38,8 @@ class Case:
     quality: Callable[[ir.Model], float]
     measure: str
     higher_is_better: bool = True
-    arrays: Batch = field(default_factory=dict)
-    """Gradients on the calibration data, and means of squared ones; none without a loss."""
+    arrays: Callable[[], Batch] = dict
+    """Gradients on the calibration data and what else comes from training; computed once."""
 
 
 def digits_cnn() -> Case:
@@ -80,10 +83,11 @@ def language_model() -> Case:
     rng = np.random.default_rng(0)
     data = [{"ids": part.numpy()} for part in train[: 96 * 64].reshape(6, 16, 64)]
     random = [{"ids": rng.integers(0, 128, (16, 64))} for _ in range(6)]
-    parts = train[: 96 * 65].reshape(6, 16, 65)
-    losses = (F.cross_entropy(net(x[:, :-1]).flatten(0, 1), x[:, 1:].flatten()) for x in parts)
-    with sdpa_kernel(SDPBackend.MATH):
-        arrays = _gradients(net, losses)
+    lesson = Lesson(
+        lambda net, x: _next_character(net, x).mean(dim=1),
+        list(train[: 96 * 65].reshape(6, 16, 65)),
+        list(_code()[: 48 * 65].reshape(3, 16, 65)),
+    )
     return Case(
         "causal LM",
         graph,
@@ -93,7 +97,7 @@ def language_model() -> Case:
         bits,
         "bits per character",
         higher_is_better=False,
-        arrays=arrays,
+        arrays=cache(lambda: training_arrays(net, lesson)),
     )
 
 
@@ -132,7 +136,28 @@ def minilm() -> Case:
         {"noise": made_up},
         cosine,
         "mean cosine to the dense embeddings",
+        arrays=cache(lambda: training_arrays(source.net, _half_sentences(source, known))),
     )
+
+
+def _half_sentences(source: Any, known: list[Batch]) -> Lesson:  # noqa: ANN401
+    """Tell the sentence that a first half belongs to among those of its batch; scale 20."""
+    from secateur.recipe import Data
+    from secateur.workflow.data import load_samples
+
+    def losses(net: Call, batch: Batch) -> Tensor:
+        whole = {name: torch.from_numpy(array) for name, array in batch.items()}
+        mask = whole["attention_mask"]
+        first = (mask.cumsum(1) <= (mask.sum(1, keepdim=True) + 1) // 2) & (mask > 0)
+        halves = whole | {"attention_mask": first.long()}
+        a, b = (F.normalize(net(**x)["sentence_embedding"], dim=1) for x in (halves, whole))
+        return F.cross_entropy(20 * a @ b.T, torch.arange(len(a)), reduction="none")
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "help.txt"
+        file.write_text("\n".join(_topics().split(". ")[:400:5]), encoding="utf-8")
+        domain = list(load_samples(Data(texts=file, max_length=48), source).batches(16, 48))
+    return Lesson(losses, known, domain, n_samples=12)
 
 
 CASES: dict[str, Callable[[], Case]] = {
@@ -215,26 +240,6 @@ def _train_digits(net: nn.Module, digits: tuple[Tensor, ...], epochs: int) -> nn
     return net.eval()
 
 
-def _gradients(net: nn.Module, losses: Iterator[Tensor]) -> Batch:
-    """Mean gradients by parameter name, means of their squares, and Hessian times gradient."""
-    names, parameters = zip(*net.named_parameters(), strict=True)
-    kinds = ("", "@fisher", "@hessian")
-    found = {f"{n}{kind}": torch.zeros_like(p) for n, p in net.named_parameters() for kind in kinds}
-    parts = list(losses)
-    whole = sum(parts[1:], start=parts[0]) / len(parts)
-    mean = torch.autograd.grad(whole, parameters, create_graph=True)
-    flow = sum((g.detach() * g).sum() for g in mean)
-    curved = torch.autograd.grad(flow, parameters, retain_graph=True, allow_unused=True)
-    for name, gradient, product in zip(names, mean, curved, strict=True):
-        found[name] += gradient.detach()
-        found[f"{name}@hessian"] += 0 if product is None else product
-    for part in parts:
-        own = torch.autograd.grad(part, parameters, retain_graph=True)
-        for name, gradient in zip(names, own, strict=True):
-            found[f"{name}@fisher"] += gradient**2 / len(parts)
-    return {name: array.detach().numpy() for name, array in found.items()}
-
-
 def _digits_case(
     name: str, made: tuple[nn.Module, ir.Model], digits: tuple[Tensor, ...], roles: tuple[str, ...]
 ) -> Case:
@@ -249,11 +254,19 @@ def _digits_case(
     data = [{"images": part.numpy()} for part in images[:256].split(64)]
     noise = [{"images": rng.random((64, 1, 8, 8), np.float32)} for _ in range(4)]
     made_up = {"noise": noise, "blobs": [{"images": _blobs(one["images"])} for one in noise]}
-    parts = zip(images[:256].split(16), targets[:256].split(16), strict=True)
-    with sdpa_kernel(SDPBackend.MATH):  # the only one that can be differentiated twice
-        arrays = _gradients(net, (F.cross_entropy(net(x), y) for x, y in parts))
-    arrays["labels"] = targets[:256].numpy()
+    few = targets < 5
+    lesson = Lesson(
+        lambda net, part: F.cross_entropy(net(part[0]), part[1], reduction="none"),
+        _pairs(images[:256], targets[:256]),
+        _pairs(images[few][:128], targets[few][:128]),
+    )
+    labels_known = {"labels": targets[:256].numpy()}
+    arrays = cache(lambda: training_arrays(net, lesson) | labels_known)
     return Case(name, graph, roles, data, made_up, accuracy, "accuracy", arrays=arrays)
+
+
+def _pairs(images: Tensor, targets: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
+    return list(zip(images.split(16), targets.split(16), strict=True))
 
 
 def _blobs(noise: np.ndarray) -> np.ndarray:
@@ -264,12 +277,31 @@ def _blobs(noise: np.ndarray) -> np.ndarray:
 
 
 def _text() -> tuple[Tensor, Tensor]:
-    from pydoc_data.topics import topics
-
-    text = "\n".join(topics[name] for name in sorted(topics))
-    codes = torch.tensor([min(ord(c), 127) for c in text])
+    codes = _characters(_topics())
     cut = int(0.95 * len(codes))
     return codes[:cut], codes[cut:]
+
+
+def _topics() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics))
+
+
+def _code() -> Tensor:
+    """Python source: the narrower domain."""
+    import textwrap
+
+    return _characters(Path(textwrap.__file__).read_text(encoding="utf-8"))
+
+
+def _characters(text: str) -> Tensor:
+    return torch.tensor([min(ord(c), 127) for c in text])
+
+
+def _next_character(net: Call, windows: Tensor) -> Tensor:
+    """(B, N + 1) characters to the losses of the last N, (B, N)."""
+    return F.cross_entropy(net(windows[:, :-1]).mT, windows[:, 1:], reduction="none")
 
 
 def _train_text(net: nn.Module, text: Tensor, steps: int = 700) -> nn.Module:

@@ -13,7 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from quality_models import CASES, Batch, Case
 from quality_page import write_page
 
 from secateur.calibration.allocation import Allocation, allocate
-from secateur.calibration.compensation import compensate
+from secateur.calibration.compensation import Remembered, compensate
 from secateur.calibration.importance import Context, rank
+from secateur.calibration.importance.prunenet_training import Training, train_policy
 from secateur.calibration.planning import removable
 from secateur.errors import SecateurError
 from secateur.graph_passes.groups import Analysis, analyse
@@ -33,14 +34,18 @@ from secateur.workflow.counting import parameter_count
 
 RESULTS = Path(__file__).resolve().parent / "results"
 RATIOS = (0.25, 0.5, 0.7)
+TRAINED = (
+    *("taylor", "taylor_joint", "taylor_samples", "snip", "grasp", "fisher"),
+    *("loraprune", "gaprune", "relevance"),
+)
+"""Criteria that look at what comes from training."""
 IMPORTANCE = (
-    *("random", "l1", "l2", "group_norm", "lamp", "fpgm", "bn_scale", "synflow"),
-    *("apoz", "hrank", "output_norm", "top1_usage", "spatten", "relevance"),
-    *("wanda", "cfsp", "flap", "obd", "obs", "tyr"),
-    *("taylor", "taylor_joint", "snip", "grasp", "fisher"),
+    *("random", "l1", "l2", "group_norm", "lamp", "fpgm", "bn_scale", "synflow", "prunenet"),
+    *("apoz", "hrank", "output_norm", "top1_usage", "spatten", "easyep"),
+    *("wanda", "cfsp", "flap", "obd", "obs", "tyr", *TRAINED),
     *("obspa", "obspa (noise)", "obspa (blobs)"),
 )
-COMPENSATION = ("none", "bias", "obspa_sweep", "obspa", "least_squares")
+COMPENSATION = ("none", "bias", "obspa_sweep", "obspa", "tyr", "least_squares")
 DRAWS = 3
 """Seeds of the control."""
 
@@ -63,22 +68,44 @@ def main() -> None:
     for name in options.cases:
         start = time.perf_counter()
         path = RESULTS / f"structural_quality_{name}.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if options.add else {"seconds": 0}
-        rows = [r for r in known.get("rows", ()) if r["importance"] not in options.importance]
         bench = Bench.of(CASES[name](), options)
-        record: Row = {"case": name, **bench.head(), "seconds": 0, "rows": rows}
+        known: Row = {"case": name, **bench.head(), "seconds": 0, "rows": []}
+        if options.add:
+            known = _known(path, known["dense"], options)
+        before = known["seconds"]
         for row in bench.rows():
-            rows.append(row)
-            record["seconds"] = known["seconds"] + round(time.perf_counter() - start)
+            known["rows"].append(row)
+            known["seconds"] = before + round(time.perf_counter() - start)
             print(row, flush=True)
-            _write(path, record)
+            _write(path, known)
+
+
+def _known(path: Path, dense: float, options: argparse.Namespace) -> Row:
+    """What was measured of the same model, without the cells that are measured now."""
+    known: Row = json.loads(path.read_text(encoding="utf-8"))
+    if known["dense"] != dense:
+        raise SystemExit(f"the model is another one: {known['dense']} then, {dense} now")
+    known["rows"] = [
+        row
+        for row in known["rows"]
+        if row["importance"] not in options.importance
+        or row.get("compensation", options.compensation[0]) not in options.compensation
+        or row.get("ratio", options.ratios[0]) not in options.ratios
+    ]
+    return known
 
 
 def _write(path: Path, record: Row) -> None:
     """One row a line: a run that is stopped keeps what it found."""
     head = json.dumps({key: value for key, value in record.items() if key != "rows"}, indent=1)
-    rows = ",\n".join(f"  {json.dumps(row)}" for row in record["rows"])
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in sorted(record["rows"], key=_place))
     path.write_text(head.removesuffix("\n}") + f',\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
+
+
+def _place(row: Row) -> tuple[int, float, int]:
+    """Where a row stands in the file."""
+    how = COMPENSATION.index(row["compensation"]) if "compensation" in row else -1
+    return IMPORTANCE.index(row["importance"]), row.get("ratio", 0.0), how
 
 
 @dataclass(frozen=True)
@@ -89,6 +116,8 @@ class Bench:
     options: argparse.Namespace
     analysis: Analysis
     parameters: int
+    known: dict[str, Remembered] = field(default_factory=dict)
+    """Sums of what weights read, by the kind of made-up data."""
 
     @staticmethod
     def of(case: Case, options: argparse.Namespace) -> Bench:
@@ -113,6 +142,7 @@ class Bench:
             if made_up and made_up not in self.case.made_up:
                 continue
             data = self.case.made_up[made_up] if made_up else self.case.calibration
+            known = self.known.setdefault(made_up, Remembered(data))
             draws = DRAWS if importance == "random" else 1
             try:
                 scores = [self._scores(name, data, seed) for seed in range(draws)]
@@ -121,22 +151,25 @@ class Bench:
                 continue
             for ratio in self.options.ratios:
                 for how in self.options.compensation:
-                    yield self._row(scores, importance, (ratio, how), data)
+                    yield self._row(scores, importance, (ratio, how), known)
 
     def _scores(self, name: str, data: list[Batch], seed: int) -> list[dict[str, Any]]:
-        given = self.case.arrays
-        return [
-            rank(name, Context(self.analysis, groups, data, seed=seed, arrays=given))
-            for role in self.case.roles
-            if (groups := removable(self.analysis, role))
-        ]
+        found = []
+        for role in self.case.roles:
+            groups = removable(self.analysis, role)
+            given = self.case.arrays() if name in TRAINED else {}
+            if name == "prunenet":  # one policy for all groups of a role
+                given = given | train_policy(groups, Training(ratio=0.5))
+            context = Context(self.analysis, groups, data, seed=seed, arrays=given)
+            found.append(rank(name, context))
+        return found
 
     def _row(
         self,
         draws: list[list[dict[str, Any]]],
         importance: str,
         cell: tuple[float, str],
-        data: list[Batch],
+        data: Remembered,
     ) -> Row:
         ratio, how = cell
         row: Row = {"importance": importance, "compensation": how, "ratio": ratio}
@@ -152,7 +185,7 @@ class Bench:
         }
 
     def _cut(
-        self, scores: list[dict[str, Any]], ratio: float, how: str, data: list[Batch]
+        self, scores: list[dict[str, Any]], ratio: float, how: str, data: Remembered
     ) -> ir.Model:
         keep = {
             name: units

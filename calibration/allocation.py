@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +13,9 @@ from numpy.typing import NDArray
 from secateur.calibration.importance.aggregation import check_names, normalise
 from secateur.calibration.search.evolution import Evolution
 from secateur.errors import BadInputError
-from secateur.units import Normalise
+from secateur.units import Normalise, Scope, Structure
 
-Scope = Literal["local", "global", "cfsp", "tyr"]
-SCOPES: tuple[Scope, ...] = ("local", "global", "cfsp", "tyr")
+SCOPES: tuple[Scope, ...] = ("local", "global", "cfsp", "tyr", "flap")
 _ROUNDING = 1e-9
 """What binary fractions may be off: 4 * (1 - 0.25) units are 3."""
 _Scores = Mapping[str, NDArray[np.float64]]
@@ -31,7 +29,8 @@ class Allocation:
     """Share of the units that is removed, in (0, 1)."""
     scope: Scope = "local"
     """Rank within each group, or over all groups together; or first share out what goes over the
-    groups: ``cfsp`` by how far each layer turns its tokens, ``tyr`` by an evolutionary search."""
+    groups: ``cfsp`` by how far each layer turns its tokens, ``tyr`` by an evolutionary search,
+    ``flap`` by one of FLAP's structures."""
     round_to: int = 1
     """Kept units of a group are a multiple of this, or all of them."""
     at_least: int = 0
@@ -46,6 +45,10 @@ class Allocation:
     """Share of each group that goes instead of ``ratio``, by its name, but with ``global``."""
     search: Evolution = field(default_factory=Evolution)
     """How long ``tyr`` searches, and where it keeps what it found."""
+    structure: Structure = "AL-AM"
+    """Of FLAP: ``UL-UM``, ``UL-MM``, ``AL-MM`` or ``AL-AM``."""
+    remove_heads: int = 0
+    """Heads of the whole model that go, with FLAP's structures that are told a number."""
 
     def __post_init__(self) -> None:
         if not 0.0 < self.ratio < 1.0:
@@ -69,6 +72,20 @@ class Allocation:
                     "a limit is no share", where=name, got=str(share), wanted="0 to 1"
                 )
         check_names(normalise=self.normalise)
+        self._check_structure()
+
+    def _check_structure(self) -> None:
+        if self.scope == "flap":
+            if self.round_to > 1 or self.at_least > 1 or self.limits:
+                raise BadInputError(
+                    "FLAP's structures know no rounding, limits or floors",
+                    wanted="scope flap without round_to, at_least and limits",
+                    next_step="rank by flap with scope local or global",
+                )
+        elif self.structure != "AL-AM" or self.remove_heads:
+            raise BadInputError(
+                "structure and remove_heads are for scope flap", got=f"scope {self.scope}"
+            )
 
     def limit(self, group: str) -> float:
         """Largest share of a group that may go: the smallest limit that matches its name."""
@@ -112,6 +129,7 @@ def allocate(scores: _Scores, allocation: Allocation) -> dict[str, tuple[int, ..
             "nothing would be removed",
             got=f"ratio {allocation.ratio}, round_to {allocation.round_to}, groups of "
             + ", ".join(map(str, sizes)),
+            wanted=f"a ratio above {allocation.round_to / 2 / sizes[-1]:.3g}",
             next_step="raise the ratio, or lower round_to, at_least or the limits",
         )
     return kept
@@ -132,7 +150,7 @@ def _count(name: str, wanted: float, size: int, allocation: Allocation) -> int:
         raise BadInputError(
             f"the ratio {allocation.ratio} would remove all of {name}",
             got=f"{wanted:.3g} of {size} units kept",
-            wanted="at least one kept unit",
+            wanted=f"at least one kept unit: a share of up to {1 - 0.5 / size:.3g} here",
             next_step="lower the ratio, set at_least to 1, or remove whole blocks instead",
         )
     return allocation.rounded(wanted, lowest, size)
@@ -179,6 +197,7 @@ def _global(scores: _Scores, allocation: Allocation) -> dict[str, float]:
         raise BadInputError(
             f"the ratio {allocation.ratio} would remove whole groups",
             got=f"{n_removed} of {len(merit)} units, of which {n_free} may go",
+            wanted=f"a ratio of up to {n_free / len(merit):.3g}",
             next_step="lower the ratio, set at_least to 1, or remove whole blocks instead",
         )
     stays = np.argsort(merit, kind="stable")[min(n_removed, n_free) :]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from secateur.calibration.activations import observe
 from secateur.calibration.importance.cfsp import Distance, block_importance, keep_ratios
 from secateur.calibration.statistics.padding import Padding
-from secateur.calibration.statistics.rows import samples_of
+from secateur.calibration.statistics.rows import samples_of, weights_of
 from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.blocks import Block, find_blocks
 from secateur.graph_passes.groups import Analysis, Group
@@ -48,19 +48,24 @@ def block_shares(
         PreconditionError: a group that stands in no residual block.
     """
     ends = {group.name: layer_ends(analysis, group) for group in groups}
-    sums, n_tokens = dict.fromkeys(ends, 0.0), 0
+    sums, n_tokens = dict.fromkeys(ends, 0.0), 0.0
     padding = Padding(analysis.model)
     names = sorted({name for pair in ends.values() for name in pair} | set(padding.outputs))
     for batch, seen in observe(analysis.model, names, data):
         for i, (group, pair) in enumerate(ends.items()):
-            before, after = (_tokens(seen[name], name, padding, (batch, seen)) for name in pair)
-            sums[group] += block_importance(before, after, distance)
-            n_tokens += len(before) if i == 0 else 0
+            found = [_tokens(seen[name], name, padding, (batch, seen)) for name in pair]
+            (before, counts), (after, _) = found
+            sums[group] += block_importance(before, after, distance, counts)
+            n_tokens += float(counts.sum()) if i == 0 else 0.0
     if not n_tokens:
         raise BadInputError("shares by layer need data, and there is none")
     importance = np.array(list(sums.values())) * _TOKENS / n_tokens
-    if not np.isfinite(importance).all():
-        raise BadInputError("what a layer reads or gives holds NaN or infinities")
+    if bad := [name for name, value in sums.items() if not np.isfinite(value)]:
+        raise BadInputError(
+            "what a layer reads or gives holds NaN or infinities",
+            where=f"{' or '.join(ends[bad[0]])}, around {bad[0]}",
+            next_step="`secateur parity --bisect` names the first layer where they appear",
+        )
     kept = np.clip(keep_ratios(importance, ratio), 0.0, 1.0)
     return {name: float(1 - keep) for name, keep in zip(ends, kept, strict=True)}
 
@@ -99,11 +104,18 @@ def _tokens(
     name: str,
     padding: Padding,
     run: tuple[Mapping[str, Any], Mapping[str, Any]],
-) -> NDArray[Any]:
-    """(tokens, width) without padding; a feature map has a token at every position."""
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """(tokens, width) without padding, and how much each counts, (tokens,).
+
+    A feature map has a token at every position.
+    """
     axis = 1 if array.ndim == 4 else array.ndim - 1
     real = padding.rows(name, array.shape, *run) if axis > 1 else None
-    return np.concatenate(samples_of(array, axis, real))
+    counts = padding.counts(name, array.shape, *run) if axis > 1 else None
+    samples = samples_of(array, axis, real)
+    weights = weights_of(counts, real, samples)
+    rows = np.concatenate(samples)
+    return rows, np.ones(len(rows)) if weights is None else np.concatenate(weights)
 
 
 __all__ = ["block_shares", "layer_ends"]

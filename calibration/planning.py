@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from secateur.calibration.allocation import Allocation, allocate
 from secateur.calibration.block_choice import choose_blocks
 from secateur.calibration.block_shares import block_shares
+from secateur.calibration.flap_structures import Structured, shared_out
 from secateur.calibration.importance import Batches, Context, Scoring, rank
 from secateur.calibration.search.allocation import searched
 from secateur.errors import BadInputError
@@ -45,6 +46,8 @@ def plan(
 ) -> Plan:
     """Choose which units of a role stay: ``heads``, ``ffn``, ``channels``, ...; or ``blocks``.
 
+    ``heads_and_ffn`` are both together, as FLAP ranks them.
+
     Args:
         model: or its analysis, made with the outputs that may change shape.
         role: of the groups to cut. The residual width can go too; its removal is
@@ -62,7 +65,10 @@ def plan(
     if role == "blocks":
         blocks = choose_blocks(analysis.model, allocation, ranking.importance, seed=ranking.seed)
         return make_plan(analysis, {}, blocks=blocks)
-    groups = removable(analysis, role, allow_inexact=allow_inexact)
+    roles = ("heads", "ffn") if role == "heads_and_ffn" else (role,)
+    groups = tuple(
+        group for one in roles for group in removable(analysis, one, allow_inexact=allow_inexact)
+    )
     data = list(ranking.data) if allocation.scope in {"cfsp", "tyr"} else ranking.data
     context = Context(
         analysis,
@@ -76,7 +82,14 @@ def plan(
     if allocation.scope == "cfsp":
         shares = block_shares(analysis, groups, data, allocation.ratio)
         allocation = replace(allocation, shares=shares)
-    keep = allocate(scores, allocation)
+    if allocation.scope == "flap":
+        keep = shared_out(
+            scores,
+            groups,
+            Structured(allocation.structure, allocation.ratio, allocation.remove_heads),
+        )
+    else:
+        keep = allocate(scores, allocation)
     if allocation.scope == "tyr":
         keep = searched(context, scores, keep, allocation)
     return make_plan(analysis, keep, allow_inexact=not all(group.exact for group in groups))

@@ -3,8 +3,8 @@
 Source: ``centrality``: LexRank (Erkan and Radev, JAIR 22, 2004), continuous and without damping as
 in crabcamp/lexrank. ``quadrant_levels``: the error-uncertainty plane of Q-Tuning (the pages of
 Q-tuning/Q-tuning and gszfwsb/Q-tuning): perplexity against entropy, of which the misconceptions
-(wrong and sure) and the calibration data (right and unsure) stay. There it picks data for training
-and cuts tokens of some samples; here it picks samples to calibrate on. The pages define the
+(wrong and sure) and the calibration data (right and unsure) stay. There it picks data for training;
+here it picks samples to calibrate on, and ``token_choice`` has its tokens. The pages define the
 quadrants in two ways that contradict one another; what is meant here stands in this sentence.
 """
 
@@ -103,11 +103,21 @@ def quadrant_levels(error: Vector, uncertainty: Vector) -> Vector:
     Both start in their corners of the plane of ranks and grow alike, which comes to the bisection
     of quantiles that meets a share; those with the lowest levels are chosen.
     """
-    wrong, unsure = _ranks(error), _ranks(uncertainty)
-    misconceptions = np.maximum(1 - wrong, unsure)
-    calibration = np.maximum(wrong, 1 - unsure)
-    levels: Vector = np.minimum(misconceptions, calibration)
+    levels: Vector = np.minimum(*_quadrants(error, uncertainty))
     return levels
+
+
+def are_misconceptions(error: Vector, uncertainty: Vector) -> NDArray[np.bool_]:
+    """Which samples are nearer to the corner of those that are wrong and sure, (samples,)."""
+    misconceptions, calibration = _quadrants(error, uncertainty)
+    nearer: NDArray[np.bool_] = misconceptions < calibration
+    return nearer
+
+
+def _quadrants(error: Vector, uncertainty: Vector) -> tuple[Vector, Vector]:
+    """How far misconceptions and calibration data have to grow to hold each sample."""
+    wrong, unsure = _ranks(error), _ranks(uncertainty)
+    return np.maximum(1 - wrong, unsure), np.maximum(wrong, 1 - unsure)
 
 
 def _ranks(values: Vector) -> Vector:
@@ -117,4 +127,4 @@ def _ranks(values: Vector) -> Vector:
     return places / max(len(values) - 1, 1)
 
 
-__all__ = ["centrality", "evidence", "quadrant_levels", "tf_idf"]
+__all__ = ["are_misconceptions", "centrality", "evidence", "quadrant_levels", "tf_idf"]

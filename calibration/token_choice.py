@@ -1,8 +1,11 @@
-"""Which tokens of a text to calibrate on: those that were learned and that look at the prompt.
+"""Which tokens of a text to calibrate on.
 
-Source: Qin et al., ssToken: Self-modulated and Semantic-aware Token Selection for LLM
-Fine-tuning, arXiv:2510.18250; as in jianke0604/ssToken. There it selects tokens for training;
-a choice for calibration made with it is not that method.
+Source: ``token_scores``: Qin et al., ssToken: Self-modulated and Semantic-aware Token Selection
+for LLM Fine-tuning, arXiv:2510.18250; as in jianke0604/ssToken: tokens that were learned and that
+look at the prompt. ``neighbour_scores``: the second stage of Q-Tuning (the pages of
+Q-tuning/Q-tuning and gszfwsb/Q-tuning), which keeps the top of the scores by its formula and speaks
+of removing noise in its prose; the formula is followed. Both select tokens for training; a choice
+for calibration made with them is not those methods.
 """
 
 from __future__ import annotations
@@ -50,10 +53,26 @@ def token_scores(
     return scores
 
 
+def neighbour_scores(losses: NDArray[Any], share: float) -> Vector:
+    """Perplexity of each token, and of those beside it, (S,) -> (S,).
+
+    Args:
+        losses: of the tokens; a token without a prediction, the first, has perplexity 0 here.
+        share: of the neighbours.
+    """
+    perplexity = np.exp(np.asarray(losses, dtype=np.float64))
+    perplexity[:1] = 0.0
+    around = np.zeros(len(perplexity))
+    around[1:] += perplexity[:-1]
+    around[:-1] += perplexity[1:]
+    scores: Vector = (1 - share) * perplexity + share * around
+    return scores
+
+
 def best_share(scores: Vector, share: float) -> NDArray[np.int64]:
     """Positions of the best ``share`` of scores, rounded up, ascending."""
     count = math.ceil(share * len(scores))
     return np.sort(np.argsort(-scores, kind="stable")[:count])
 
 
-__all__ = ["best_share", "token_losses", "token_scores"]
+__all__ = ["best_share", "neighbour_scores", "token_losses", "token_scores"]

@@ -2,6 +2,6 @@
 
 from secateur.calibration.compensation import bias, obspa, refit  # noqa: F401 - registration
 from secateur.calibration.compensation.core import COMPENSATIONS, Compensation, Refitted
-from secateur.calibration.compensation.graph import compensate
+from secateur.calibration.compensation.graph import Remembered, compensate
 
-__all__ = ["COMPENSATIONS", "Compensation", "Refitted", "compensate"]
+__all__ = ["COMPENSATIONS", "Compensation", "Refitted", "Remembered", "compensate"]

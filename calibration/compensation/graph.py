@@ -21,6 +21,7 @@ from secateur.calibration.statistics.places import Place, all_places
 from secateur.errors import BadInputError
 from secateur.graph_passes.axes import Atom, indices, leaves
 from secateur.graph_passes.groups import Analysis, analyse
+from secateur.graph_passes.names import node_name
 from secateur.graph_passes.plan import Plan, resolve_plan
 
 Batch = Mapping[str, NDArray[Any]]
@@ -37,11 +38,27 @@ class _Weight:
     sums: Accumulator
     places: list[Place] = field(default_factory=list)
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What its sums are known by in one model."""
+        return tuple((node_name(place.node), place.axis) for place in self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """Batches whose sums are kept: many plans for one model are made up for after one pass.
+
+    For one model alone; the sums of all weights are held in memory.
+    """
+
+    batches: Sequence[Batch]
+    sums: dict[tuple[object, ...], Accumulator] = field(default_factory=dict)
+
 
 def compensate(
     model: ir.Model,
     plan: Plan,
-    data: Iterable[Batch],
+    data: Iterable[Batch] | Remembered,
     *,
     method: str = "least_squares",
     propagate: bool = False,
@@ -55,7 +72,7 @@ def compensate(
         model: the model that the plan was made for; it stays as it is.
         plan: whose removal is to be made up for.
         data: batches; read once, or once for every layer with ``propagate``, and as often as
-            the sums of all layers do not fit into 1 GiB.
+            the sums of all layers do not fit into 1 GiB; or batches with sums that are known.
         method: a name in ``COMPENSATIONS``.
         propagate: gather the inputs of a layer behind the layers before it that were fitted, as
             OBSPA's second pass and Tyr do; else all are those of the dense model, as in FLAP.
@@ -73,6 +90,11 @@ def compensate(
     analysis = analyse(model, allow_outputs=plan.allow_outputs)
     keep = resolve_plan(analysis, plan)
     weights = _weights(analysis, keep, compensation)
+    if isinstance(data, Remembered):
+        if not propagate:
+            _fit_remembered(analysis.model, weights, data, compensation)
+            return analysis.model
+        data = data.batches
     steps = [[one] for one in weights] if propagate else _portions(weights)
     batches = list(data) if len(steps) > 1 else data
     for step in steps:
@@ -83,6 +105,21 @@ def compensate(
             _fit(analysis.model, one, compensation)
             one.sums = compensation.begin()  # the products are larger than the weights
     return analysis.model
+
+
+def _fit_remembered(
+    model: ir.Model, weights: Sequence[_Weight], known: Remembered, compensation: Compensation
+) -> None:
+    """Fit with sums that are known, and gather those that are not."""
+    kind = (compensation.begin, compensation.patches)
+    missing = [one for one in weights if (*kind, *one.key) not in known.sums]
+    pairs = [(place, one.sums) for one in missing for place in one.places]
+    if pairs:
+        gather(model, pairs, known.batches, How(patches=compensation.patches))
+    known.sums.update({(*kind, *one.key): one.sums for one in missing})
+    for one in weights:
+        one.sums = known.sums[*kind, *one.key]
+        _fit(model, one, compensation)
 
 
 def _portions(weights: Sequence[_Weight]) -> list[list[_Weight]]:
@@ -142,4 +179,4 @@ def _silenced(model: ir.Model, weights: Sequence[_Weight]) -> ir.Model:
     return copy
 
 
-__all__ = ["compensate"]
+__all__ = ["Remembered", "compensate"]

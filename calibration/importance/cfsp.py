@@ -37,19 +37,29 @@ def cfsp(group: Group, context: Context) -> Scores:
 
 
 def block_importance(
-    hidden_in: NDArray[Any], hidden_out: NDArray[Any], distance: Distance
+    hidden_in: NDArray[Any],
+    hidden_out: NDArray[Any],
+    distance: Distance,
+    counts: NDArray[Any] | float = 1.0,
 ) -> float:
-    """Sum over all tokens of how far a block moves its (..., D) input."""
+    """Sum over all tokens of how far a block moves its (..., D) input, each ``counts`` times."""
     a, b = (np.asarray(x, dtype=np.float64) for x in (hidden_in, hidden_out))
+    return float((_distances(a, b, distance) * counts).sum())
+
+
+def _distances(a: Vector, b: Vector, distance: Distance) -> Vector:
+    """(..., D) twice to (...)."""
+    found: Vector
     if distance == "mse":
-        return float(np.square(a - b).mean(axis=-1).sum())
+        found = np.square(a - b).mean(axis=-1)
+        return found
     if distance == "mae":
-        return float(np.abs(a - b).mean(axis=-1).sum())
+        found = np.abs(a - b).mean(axis=-1)
+        return found
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     cosine = np.clip((a * b).sum(axis=-1) / lengths, -1.0, 1.0)
-    if distance == "cosine":
-        return float((1 - cosine).sum())
-    return float((np.arccos(cosine) / np.pi).sum())
+    found = 1 - cosine if distance == "cosine" else np.arccos(cosine) / np.pi
+    return found
 
 
 def keep_ratios(importance: Vector, ratio: float, sharpness: float = 1.0) -> Vector:

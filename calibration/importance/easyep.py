@@ -39,7 +39,7 @@ def easyep(group: Group, context: Context) -> Scores:
         for name, seen in routed(context.analysis.model, routes, context.data):
             turned = token_contribution(seen.before, seen.added.sum(axis=1))
             lengths = np.linalg.norm(seen.added, axis=2)
-            np.add.at(scores[name], seen.experts, lengths * turned[:, None])
+            np.add.at(scores[name], seen.experts, lengths * (turned * seen.counts)[:, None])
         context.gathered[key] = scores
     found: Scores = context.gathered[key][group.name]
     return found

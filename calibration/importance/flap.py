@@ -23,6 +23,8 @@ from secateur.graph_passes.groups import Group
 Vector: TypeAlias = NDArray[np.float64]
 Metric = Literal["IFV", "WIFV", "WIFN"]
 
+_SQUARED = frozenset({"heads", "query_heads"})
+
 
 @CRITERIA.register("flap")
 def flap(group: Group, context: Context) -> Scores:
@@ -34,16 +36,41 @@ def flap(group: Group, context: Context) -> Scores:
     Raises:
         BadInputError: fewer than two samples, or features that never change.
     """
+    return _scored(group, context, "WIFV")
+
+
+@CRITERIA.register("flap_ifv")
+def flap_ifv(group: Group, context: Context) -> Scores:
+    """FLAP's fluctuation alone, without the weights that read the features.
+
+    Raises:
+        BadInputError: fewer than two samples, or features that never change.
+    """
+    return _scored(group, context, "IFV")
+
+
+@CRITERIA.register("flap_wifn")
+def flap_wifn(group: Group, context: Context) -> Scores:
+    """FLAP's length of the features times the sizes of the weights that read them.
+
+    Raises:
+        BadInputError: fewer than two samples.
+    """
+    return _scored(group, context, "WIFN")
+
+
+def _scored(group: Group, context: Context, metric: Metric) -> Scores:
     total = np.zeros(group.size)
     for place, found in readings(group, context, _fluctuation, How(at_least=2)):
-        if not found.fluctuation.any():
+        if metric != "WIFN" and not found.fluctuation.any():
             raise BadInputError(
                 "no feature changes over the data", where=place.value, wanted="samples that differ"
             )
-        weight = np.square(place.matrix()).sum(axis=0)
-        by_feature = weight.reshape(len(found.fluctuation), -1).sum(axis=1)
-        metric = found.fluctuation * by_feature
-        scores = standardised(metric**2 if group.role == "heads" else metric)
+        # A kernel's positions count as so many more rows of the weight.
+        matrix = place.matrix()
+        rows = matrix.reshape(len(matrix), len(found.mean), -1).swapaxes(1, 2)
+        values = feature_metric(found, rows.reshape(-1, len(found.mean)), metric)
+        scores = standardised(values**2 if group.role in _SQUARED else values)
         widths = by_unit(np.ones(len(scores)), place, group)
         total = total + by_unit(scores, place, group) / widths
     return total
@@ -95,6 +122,8 @@ __all__ = [
     "compensation",
     "feature_metric",
     "flap",
+    "flap_ifv",
+    "flap_wifn",
     "keep_globally",
     "standardised",
 ]

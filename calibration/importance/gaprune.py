@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.gradients import by_slice
-from secateur.calibration.importance.magnitude import counted, is_bias
+from secateur.calibration.importance.magnitude import matrices
 from secateur.calibration.importance.magnitude import weight as weight_of
 from secateur.calibration.statistics.handed_in import HandedIn
 from secateur.graph_passes.groups import Group
@@ -43,11 +43,13 @@ def gaprune(group: Group, context: Context) -> Scores:
 
     From ``NAME@general`` and ``NAME@domain`` (gradients) and ``NAME@fisher_general`` and
     ``NAME@fisher_domain``. How far the ranking is that of |w| goes to the log.
+
+    Raises:
+        BadInputError: an array is missing or does not fit.
+        PreconditionError: convolutions make or read these units.
     """
     given, total = HandedIn(context.analysis.model, context.arrays), np.zeros(group.size)
-    for use in counted(group, context):
-        if is_bias(use) or len(use.shape) != 2:
-            continue
+    for use in matrices(group, context):
         kinds = ("general", "domain", "fisher_general", "fisher_domain")
         score = raw_score(weight_of(use), Evidence(*(given.find(use, kind) for kind in kinds)))
         correlation = rank_correlation(score, weight_of(use))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.gathered import readings
 from secateur.calibration.statistics.places import Place
+from secateur.calibration.statistics.rows import Weights
 from secateur.calibration.units import units
 from secateur.errors import PreconditionError
 from secateur.graph_passes.groups import Group
@@ -30,8 +31,12 @@ class Ranks:
     n_samples: int = 0
     total: Scores = field(default_factory=lambda: np.zeros(0))
 
-    def add(self, samples: Sequence[NDArray[Any]]) -> None:
-        """Take in samples of (positions, features); a map is square, or tokens by width."""
+    def add(self, samples: Sequence[NDArray[Any]], weights: Weights = None) -> None:
+        """Take in samples of (positions, features); a map is square, or tokens by width.
+
+        A rank has no weights: tokens count or, at weight 0, are not here.
+        """
+        del weights
         for rows in samples:
             maps = [self._map(rows[:, self.owners == unit]) for unit in range(self.n_units)]
             found = np.array([np.linalg.matrix_rank(one) for one in maps], dtype=np.float64)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.gradients import by_slice
-from secateur.calibration.importance.magnitude import counted, is_bias
+from secateur.calibration.importance.magnitude import matrices
 from secateur.calibration.importance.magnitude import weight as weight_of
 from secateur.calibration.statistics.handed_in import HandedIn
 from secateur.errors import BadInputError
@@ -48,11 +48,13 @@ def loraprune(group: Group, context: Context) -> Scores:
 
     From ``NAME@lora_a``, ``NAME@lora_b``, their gradients ``NAME@grad_a`` and ``NAME@grad_b``, and
     ``lora.scale`` (alpha over rank); the graph holds the weights before the adapters are merged.
+
+    Raises:
+        BadInputError: an array is missing or does not fit.
+        PreconditionError: convolutions make or read these units.
     """
     given, total = HandedIn(context.analysis.model, context.arrays), np.zeros(group.size)
-    for use in counted(group, context):
-        if is_bias(use) or len(use.shape) != 2:
-            continue
+    for use in matrices(group, context):
         sums = by_slice(_importance(use, context, given), use, group)
         total = total + sums / (np.linalg.norm(sums) + _TINY)
     return total

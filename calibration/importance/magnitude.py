@@ -16,7 +16,7 @@ from secateur.calibration.importance.aggregation import aggregate
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.marginals import Measure, marginals
 from secateur.calibration.units import sum_by_unit, units
-from secateur.errors import BadInputError
+from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.groups import Group, WeightUse
 from secateur.weights import array_of
@@ -128,6 +128,24 @@ def counted(group: Group, context: Context) -> list[WeightUse]:
     return [use for use in found if not is_bias(use)] or found
 
 
+def matrices(group: Group, context: Context) -> list[WeightUse]:
+    """Uses of matrices that make or read the units, for criteria that are about nothing else.
+
+    Raises:
+        PreconditionError: the units have no matrix, or a convolution has them too.
+    """
+    found = [use for use in counted(group, context) if not is_bias(use) and len(use.shape) > 1]
+    kernels = [use.parameter for use in found if len(use.shape) > 2]
+    if kernels or not found:
+        raise PreconditionError(
+            "this criterion is for units of matrices",
+            where=group.name,
+            got=f"a kernel: {kernels[0]}" if kernels else "no matrix",
+            next_step="rank by taylor, fisher or weights",
+        )
+    return found
+
+
 def is_bias(use: WeightUse) -> bool:
     """Tell whether a weight is added, one number a unit, rather than multiplied."""
     if use.node.op_type in {"Add", "Sub"}:
@@ -160,4 +178,4 @@ def _tensor(use: WeightUse) -> ir.TensorProtocol:
     return tensor
 
 
-__all__ = ["counted", "group_norm", "is_bias", "l1", "l2", "rows", "weight"]
+__all__ = ["counted", "group_norm", "is_bias", "l1", "l2", "matrices", "rows", "weight"]

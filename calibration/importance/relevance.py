@@ -2,6 +2,7 @@
 
 Source: Yeom et al., Pruning by Explaining, Pattern Recognition 2021, arXiv:1912.08881,
 section 3; the z-plus rules as in seulkiyeom/LRP_pruning: biases are left out, ReLU passes.
+``relevance_samples``: Hatefi et al., Pruning By Explaining Revisited, arXiv:2408.12568, section 3.
 Sums are shared out by the positive parts of what they add, which the rules leave open.
 """
 
@@ -38,12 +39,31 @@ def relevance(group: Group, context: Context) -> Scores:
         BadInputError: no data, or labels that do not fit it.
         PreconditionError: a step that the z-plus rules have no rule for, or no class scores.
     """
-    if _KEY not in context.gathered:
-        labels = context.arrays.get("labels")
-        context.gathered[_KEY] = relevance_at(
-            context.analysis.model, _makers(context), context.data, labels
+    return _summed(group, context, by_sample=False)
+
+
+@CRITERIA.register("relevance_samples")
+def relevance_samples(group: Group, context: Context) -> Scores:
+    """Size of the relevance that arrives at the unit, sample by sample, summed: the follow-up's.
+
+    Ten samples a class are enough there; rank with scope ``global`` and normalise ``none``, which
+    takes the lowest of all layers, as published, but for the best unit of each.
+
+    Raises:
+        BadInputError: no data, or labels that do not fit it.
+        PreconditionError: as ``relevance``.
+    """
+    return _summed(group, context, by_sample=True)
+
+
+def _summed(group: Group, context: Context, *, by_sample: bool) -> Scores:
+    key = f"{_KEY} {by_sample}"
+    if key not in context.gathered:
+        labels, makers = context.arrays.get("labels"), _makers(context)
+        context.gathered[key] = relevance_at(
+            context.analysis.model, makers, context.data, labels, by_sample=by_sample
         )
-    total, sums = np.zeros(group.size), context.gathered[_KEY]
+    total, sums = np.zeros(group.size), context.gathered[key]
     for name, axis in _makers_of(group, context):
         expr = context.analysis.axes.of(_value(context, name))[axis]
         total = total + sum_by_unit(sums[name, axis], units(expr, group.atom), group.size)
@@ -127,4 +147,11 @@ def _correlate(x: Array, weight: Array) -> Array:
     return result
 
 
-__all__ = ["convolution", "filter_scores", "linear", "max_pooling", "relevance"]
+__all__ = [
+    "convolution",
+    "filter_scores",
+    "linear",
+    "max_pooling",
+    "relevance",
+    "relevance_samples",
+]

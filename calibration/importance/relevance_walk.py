@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from secateur.calibration.activations import inputs_of
 from secateur.calibration.importance.tape import (
     LAYOUT,
     LINEAR,
@@ -40,6 +41,8 @@ def relevance_at(
     places: Sequence[tuple[str, int]],
     data: Iterable[Mapping[str, NDArray[Any]]],
     labels: NDArray[Any] | None,
+    *,
+    by_sample: bool = False,
 ) -> Sums:
     """Sum relevance over the data at values, along one axis of each.
 
@@ -48,6 +51,7 @@ def relevance_at(
         places: names of values, and the axis that is kept.
         data: batches.
         labels: (samples,) class of every sample, or None for the model's own answers.
+        by_sample: sum absolute values of what each sample gives.
 
     Raises:
         BadInputError: no data, or labels that do not fit it.
@@ -55,15 +59,16 @@ def relevance_at(
     """
     tape, sums, start = Tape(model), {place: np.zeros(1) for place in places}, 0
     for batch in data:
-        values = tape.forward(as_tensors(batch))
+        values = tape.forward(as_tensors(inputs_of(batch)))
         answer = values[tape.output]
         begin = _one_hot(answer, labels, start)
         start += len(begin)
         found = Walk(tape, values).back(begin)
         for name, axis in places:
             relevance = found[name].double().numpy()
-            others = tuple(i for i in range(relevance.ndim) if i != axis)
-            sums[name, axis] = sums[name, axis] + relevance.sum(axis=others)
+            others = tuple(i for i in range(1, relevance.ndim) if i != axis)
+            each = relevance.sum(axis=others)  # (B, units)
+            sums[name, axis] = sums[name, axis] + (np.abs(each) if by_sample else each).sum(axis=0)
     if not start:
         raise BadInputError("this criterion needs data, and there is none")
     if labels is not None and len(labels) != start:

@@ -1,8 +1,8 @@
-"""Keep the heads that are most often the strongest of their layer: top-1 usage.
+"""Keep the heads that are the first choice of most tokens: top-1 usage.
 
-Source: the usage statistic of SHRP, arXiv:2512.20635, of which only the abstract was readable. SHRP
-trains a router and an expander first; without them a head's use is the length of what it adds to
-the stream. This is a criterion of its own and not SHRP.
+Source: the usage statistic of SHRP, arXiv:2512.20635, of which only the abstract was readable.
+``shrp`` counts the choices of routers that ``shrp_training`` has trained; ``top1_usage`` takes the
+head that adds most to the stream, which needs no training and is not SHRP.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.gathered import readings
+from secateur.calibration.importance.shrp_training import maker
+from secateur.calibration.statistics.gathering import gather
 from secateur.calibration.statistics.moments import Sums
-from secateur.calibration.statistics.places import Place
+from secateur.calibration.statistics.places import Place, all_places
+from secateur.errors import BadInputError
 from secateur.graph_passes.groups import Group
 
 
@@ -25,6 +28,62 @@ def top1_usage(group: Group, context: Context) -> Scores:
     found = [sums.mean for _, sums in readings(group, context, _usage)]
     total: Scores = np.sum(found, axis=0)
     return total
+
+
+@CRITERIA.register("shrp")
+def shrp(group: Group, context: Context) -> Scores:
+    """Share of tokens that a trained router sends to the head.
+
+    From ``<group>@router``, (D, heads), and ``<group>@router_bias``, as ``train_routers`` makes
+    them for a model, or as a model that was trained with a router has them.
+
+    Raises:
+        BadInputError: no router for the group, or one of another size; no data.
+        PreconditionError: no matrix makes the units, so that nothing tells what they read.
+    """
+    key = "shrp"
+    if key not in context.gathered:
+        known = all_places(context.analysis)
+        pairs = [(maker(one, known), _choices(one, context)) for one in context.groups]
+        gather(context.analysis.model, pairs, context.data)
+        context.gathered[key] = {
+            one.name: sums.mean for one, (_, sums) in zip(context.groups, pairs, strict=True)
+        }
+    found: Scores = context.gathered[key][group.name]
+    return found
+
+
+def _choices(group: Group, context: Context) -> Sums:
+    name = f"{group.name}@router"
+    if name not in context.arrays:
+        raise BadInputError(
+            f"no array {name!r} was handed in",
+            wanted="a router for every group of heads",
+            next_step="train them: calibration.importance.shrp_training.train_routers",
+        )
+    router = np.asarray(context.arrays[name], dtype=np.float64)
+    bias = np.asarray(context.arrays.get(f"{name}_bias", np.zeros(group.size)), dtype=np.float64)
+    if router.shape[1:] != (group.size,) or bias.shape != (group.size,):
+        raise BadInputError(
+            "the router is for another number of heads",
+            where=name,
+            got=f"{router.shape} and {bias.shape}",
+            wanted=f"(width, {group.size}) and ({group.size},)",
+        )
+
+    def measure(rows: NDArray[Any]) -> NDArray[np.float64]:
+        """(T, width) -> (T, heads): 1 for the head that the router chooses."""
+        if rows.shape[1] != len(router):
+            raise BadInputError(
+                "the router is for another width",
+                where=name,
+                got=str(len(router)),
+                wanted=str(rows.shape[1]),
+            )
+        chosen: NDArray[np.float64] = np.eye(group.size)[(rows @ router + bias).argmax(axis=1)]
+        return chosen
+
+    return Sums(measure)
 
 
 def _usage(place: Place, group: Group) -> Sums:
@@ -50,4 +109,4 @@ def _usage(place: Place, group: Group) -> Sums:
     return Sums(measure)
 
 
-__all__ = ["top1_usage"]
+__all__ = ["shrp", "top1_usage"]

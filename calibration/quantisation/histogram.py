@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.calibration.statistics.rows import Weights
+
 N_BINS = 2048
 
 
@@ -20,8 +22,12 @@ class Histogram:
     largest: float = 0.0
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(N_BINS, np.int64))
 
-    def add(self, samples: Sequence[NDArray[Any]]) -> None:
-        """Take in samples of (tokens, features) each."""
+    def add(self, samples: Sequence[NDArray[Any]], weights: Weights = None) -> None:
+        """Take in samples of (tokens, features) each.
+
+        A range has to hold every token that counts at all: those of weight 0 are not here.
+        """
+        del weights
         for rows in samples:
             values = np.abs(rows).ravel()
             most = float(values.max(initial=0.0))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from secateur.calibration.activations import observe
 from secateur.calibration.statistics.padding import Padding
 from secateur.calibration.statistics.places import Place
-from secateur.calibration.statistics.rows import patches_of, samples_of
+from secateur.calibration.statistics.rows import Weights, patches_of, samples_of, weights_of
 from secateur.errors import BadInputError
 
 Batch = Mapping[str, NDArray[Any]]
@@ -22,8 +22,8 @@ Batch = Mapping[str, NDArray[Any]]
 class Accumulator(Protocol):
     """Sums that samples are added to."""
 
-    def add(self, samples: Sequence[NDArray[Any]]) -> None:
-        """Take in samples of (tokens, features) each."""
+    def add(self, samples: Sequence[NDArray[Any]], weights: Weights = None) -> None:
+        """Take in samples of (tokens, features) each, and how much each token counts."""
 
 
 class Scaling(Protocol):
@@ -33,14 +33,14 @@ class Scaling(Protocol):
     def outputs(self) -> tuple[str, ...]:
         """Values that have to be looked at besides the activations."""
 
-    def scaled(
+    def weights(
         self,
         place: Place,
         samples: Sequence[NDArray[Any]],
         seen: Batch,
         real: NDArray[np.bool_] | None,
-    ) -> list[NDArray[Any]]:
-        """Multiply each row by the root of its token's weight."""
+    ) -> Weights:
+        """How much each row counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def gather(
     """Run the data through the graph and add what flows into each place.
 
     Tokens that ``attention_mask`` leaves out are not counted, and behind a token selection only
-    those that it kept are.
+    those that it kept are. An array ``TOKEN_WEIGHTS`` in a batch says how much each token counts.
 
     Args:
         model: also one that drops tokens.
@@ -95,11 +95,34 @@ def gather(
             if how.patches and any(size > 1 for size in place.kernel):
                 total.add(patches_of(array, place))
                 continue
-            real = padding.rows(place.value, array.shape, batch, seen)
-            real = real if place.axis > 1 or array.ndim == 2 else None
+            real, counts = _rows_of(padding, place, array.shape, (batch, seen))
             rows = samples_of(array, place.axis, real)
-            total.add(how.scaling.scaled(place, rows, seen, real) if how.scaling else rows)
+            weights = weights_of(counts, real, rows)
+            if how.scaling:
+                weights = _both(weights, how.scaling.weights(place, rows, seen, real))
+            total.add(rows, weights)
     watch.check()
+
+
+def _rows_of(
+    padding: Padding, place: Place, shape: tuple[int, ...], run: tuple[Batch, Batch]
+) -> tuple[NDArray[np.bool_] | None, NDArray[np.float64] | None]:
+    """Which rows of an activation are there, (B, N), and how much each counts."""
+    if place.axis <= 1 and len(shape) != 2:
+        return None, None
+    real = padding.rows(place.value, shape, *run)
+    counts = padding.counts(place.value, shape, *run)
+    if counts is None:
+        return real, None
+    there = counts > 0
+    return there if real is None else real & there, counts
+
+
+def _both(one: Weights, other: Weights) -> Weights:
+    """Products of two weights."""
+    if one is None or other is None:
+        return other if one is None else one
+    return [a * b for a, b in zip(one, other, strict=True)]
 
 
 def _check_finite(array: NDArray[Any], place: Place) -> None:

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.calibration.statistics.rows import Weights
+
 Matrix: TypeAlias = NDArray[np.float64]
 
 
@@ -17,20 +19,27 @@ class Gram:
     """Sum of outer products over all rows, (in, in) float64; and the sum of the rows."""
 
     n_samples: int = 0
-    n_rows: int = 0
+    n_rows: float = 0
+    """Rows, or the sum of their weights."""
     products: Matrix = field(default_factory=lambda: np.zeros((0, 0)))
     total: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
-    def add(self, samples: Sequence[NDArray[Any]]) -> None:
-        """Take in samples of (tokens, features) each."""
+    def add(self, samples: Sequence[NDArray[Any]], weights: Weights = None) -> None:
+        """Take in samples of (tokens, features) each, and how much each token counts."""
         rows = np.concatenate(samples) if len(samples) > 1 else samples[0]
         if not self.n_samples:
             self.products = np.zeros((rows.shape[1], rows.shape[1]))
             self.total = np.zeros(rows.shape[1])
-        self.products += rows.T @ rows
-        self.total += rows.sum(axis=0, dtype=np.float64)
         self.n_samples += len(samples)
-        self.n_rows += len(rows)
+        if weights is None:
+            self.n_rows += len(rows)
+            self.total += rows.sum(axis=0, dtype=np.float64)
+        else:
+            counts = np.concatenate(weights)
+            self.n_rows += float(counts.sum())
+            self.total += counts @ rows
+            rows = rows * np.sqrt(counts)[:, None].astype(rows.dtype)
+        self.products += rows.T @ rows
 
     @property
     def hessian(self) -> Matrix:

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.calibration.statistics.rows import Weights
+
 Vector: TypeAlias = NDArray[np.float64]
 
 
@@ -21,20 +23,26 @@ class Moments:
     """Sums over samples of (tokens, features) activations; memory does not grow with the data."""
 
     n_samples: int = 0
-    n_rows: int = 0
+    n_rows: float = 0
+    """Rows, or the sum of their weights."""
     total: Vector = field(default_factory=_empty)
     """Sum over rows."""
     square: Vector = field(default_factory=_empty)
     """Sum of squares over rows: half the diagonal of a layer's Hessian."""
 
-    def add(self, samples: Sequence[NDArray[Any]]) -> None:
-        """Take in samples of (tokens, features) each."""
-        for rows in samples:
-            total = rows.sum(axis=0, dtype=np.float64)
-            square = np.einsum("ti,ti->i", rows, rows).astype(np.float64)
+    def add(self, samples: Sequence[NDArray[Any]], weights: Weights = None) -> None:
+        """Take in samples of (tokens, features) each, and how much each token counts."""
+        for i, rows in enumerate(samples):
+            if weights is None:
+                count: float = len(rows)
+                total = rows.sum(axis=0, dtype=np.float64)
+                square = np.einsum("ti,ti->i", rows, rows).astype(np.float64)
+            else:
+                count, total = float(weights[i].sum()), weights[i] @ rows
+                square = np.einsum("t,ti,ti->i", weights[i], rows, rows)
             self.total = self.total + total if self.n_samples else total
             self.square = self.square + square if self.n_samples else square
-            self.n_samples, self.n_rows = self.n_samples + 1, self.n_rows + len(rows)
+            self.n_samples, self.n_rows = self.n_samples + 1, self.n_rows + count
 
     @property
     def norm(self) -> Vector:
@@ -49,20 +57,26 @@ class Sums:
 
     measure: Callable[[NDArray[Any]], NDArray[Any]]
     """(tokens, features) -> (tokens, anything)."""
-    n_rows: int = 0
+    n_rows: float = 0
+    """Rows, or the sum of their weights."""
     total: Vector = field(default_factory=_empty)
 
-    def add(self, samples: Sequence[NDArray[Any]]) -> None:
-        """Take in samples of (tokens, features) each."""
-        for rows in samples:
-            found = np.asarray(self.measure(rows)).sum(axis=0, dtype=np.float64)
-            self.total = self.total + found if self.n_rows else found
-            self.n_rows += len(rows)
+    def add(self, samples: Sequence[NDArray[Any]], weights: Weights = None) -> None:
+        """Take in samples of (tokens, features) each, and how much each token counts."""
+        for i, rows in enumerate(samples):
+            found = np.asarray(self.measure(rows))
+            if weights is None:
+                count: float = len(rows)
+                total = found.sum(axis=0, dtype=np.float64)
+            else:
+                count, total = float(weights[i].sum()), weights[i] @ found
+            self.total = self.total + total if self.n_rows else total
+            self.n_rows += count
 
     @property
     def mean(self) -> Vector:
         """Mean over rows."""
-        result: Vector = self.total / max(self.n_rows, 1)
+        result: Vector = self.total / (self.n_rows or 1.0)
         return result
 
 
@@ -82,21 +96,22 @@ class Fluctuation:
     square: Vector = field(default_factory=_empty)
     """Mean over samples of the squared length over tokens."""
 
-    def add(self, samples: Sequence[NDArray[Any]]) -> None:
-        """Take in samples of (tokens, features) each."""
-        for raw in samples:
-            self._add(np.asarray(raw, dtype=np.float64))
+    def add(self, samples: Sequence[NDArray[Any]], weights: Weights = None) -> None:
+        """Take in samples of (tokens, features) each, and how much each token counts."""
+        for i, raw in enumerate(samples):
+            counts = np.ones(len(raw)) if weights is None else weights[i]
+            self._add(np.asarray(raw, dtype=np.float64), counts)
 
-    def _add(self, rows: NDArray[np.float64]) -> None:
+    def _add(self, rows: NDArray[np.float64], counts: NDArray[np.float64]) -> None:
         k = self.n_samples
         if not k:
             self.mean = self.fluctuation = self.square = np.zeros(rows.shape[1])
         if not len(rows):
             return
-        self.mean = self.mean * k / (k + 1) + rows.mean(axis=0) / (k + 1)
-        self.square = self.square * k / (k + 1) + np.square(rows).sum(axis=0) / (k + 1)
+        self.mean = self.mean * k / (k + 1) + counts @ rows / counts.sum() / (k + 1)
+        self.square = self.square * k / (k + 1) + counts @ np.square(rows) / (k + 1)
         if k:
-            distance = np.square(rows - self.mean).sum(axis=0)
+            distance = counts @ np.square(rows - self.mean)
             self.fluctuation = self.fluctuation * (k - 1) / k + distance / (k + 1)
         self.n_samples = k + 1
 

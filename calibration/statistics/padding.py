@@ -11,6 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from secateur.calibration.activations import TOKEN_WEIGHTS
+from secateur.errors import PreconditionError
+
 _MASK = "attention_mask"
 
 
@@ -18,9 +21,12 @@ _MASK = "attention_mask"
 class _Region:
     """What a token selection leaves: everything computed from ``length`` may have its tokens."""
 
+    site: str
     behind: frozenset[str]
     mask: str | None
     """Value (B, K) that is true, or not negative, at a real token; None: all are."""
+    kept: str | None
+    """Value (B, K) of where each token stood at first; None: it is not to be seen."""
 
 
 class Padding:
@@ -32,7 +38,8 @@ class Padding:
     @property
     def outputs(self) -> tuple[str, ...]:
         """Values that have to be looked at besides the activations."""
-        return tuple(dict.fromkeys(r.mask for r in self._regions if r.mask is not None))
+        both = (name for r in self._regions for name in (r.mask, r.kept))
+        return tuple(dict.fromkeys(name for name in both if name is not None))
 
     def rows(
         self,
@@ -54,6 +61,36 @@ class Padding:
         mask = batch.get(_MASK, np.zeros(0))
         return mask.astype(bool) if mask.ndim == 2 and _fits(mask, shape) else None
 
+    def counts(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        batch: Mapping[str, NDArray[Any]],
+        seen: Mapping[str, NDArray[Any]],
+    ) -> NDArray[np.float64] | None:
+        """Return how much each row counts, (B, N), None where the batch does not say.
+
+        Raises:
+            PreconditionError: behind a selection that does not show what it kept.
+        """
+        if TOKEN_WEIGHTS not in batch:
+            return None
+        weights = np.asarray(batch[TOKEN_WEIGHTS], dtype=np.float64)
+        for region in reversed(self._regions):
+            if name not in region.behind:
+                continue
+            if region.kept is None:
+                raise PreconditionError(
+                    "tokens cannot be weighed behind this selection: it does not show which stay",
+                    where=region.site,
+                    next_step="leave out calibrate: tokens, or expose the kept positions",
+                )
+            kept = seen[region.kept]
+            if _fits(kept, shape):
+                found = np.take_along_axis(weights, np.maximum(kept, 0), axis=1)
+                return np.where(kept >= 0, found, 0.0)
+        return weights if weights.ndim == 2 and _fits(weights, shape) else None
+
 
 def _fits(mask: NDArray[Any], shape: tuple[int, ...]) -> bool:
     """A token has a row of its own: (B, N, ...), or (B * N, D) after flattening."""
@@ -72,7 +109,10 @@ def _region(model: ir.Model, record: Mapping[str, Any]) -> _Region:
     mask = record.get("kept_output") or values.get("valid")
     per_sample = record.get("per_sample", True)
     start = values.get("length")
-    return _Region(_descendants(model, str(start)), mask if per_sample else None)
+    behind = _descendants(model, str(start))
+    return _Region(
+        str(record["site"]), behind, mask if per_sample else None, record.get("kept_output")
+    )
 
 
 def _descendants(model: ir.Model, name: str) -> frozenset[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from secateur.calibration.activations import observe
+from secateur.calibration.activations import TOKEN_WEIGHTS, observe
 from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.axes import Atom, Expr, leaves
 from secateur.graph_passes.groups import Analysis, Group
@@ -66,6 +66,8 @@ class Routed:
     """(T, k, D), the gate's weight in it."""
     experts: NDArray[np.int64]
     """(T, k)"""
+    counts: Array
+    """(T,) how much each token counts."""
 
 
 def find_routes(analysis: Analysis, group: Group) -> Routes:
@@ -197,7 +199,8 @@ def _routed(
         experts = seen[routes.chosen].reshape(len(added), -1)
     mask = batch.get("attention_mask", np.zeros(0))
     real = mask.astype(bool).ravel() if mask.size == len(added) else np.ones(len(added), bool)
-    return Routed(before[real], added[real], experts[real])
+    counts = np.asarray(batch.get(TOKEN_WEIGHTS, np.ones(len(added))), dtype=np.float64).ravel()
+    return Routed(before[real], added[real], experts[real], counts[real])
 
 
 __all__ = ["Routed", "Routes", "find_routes", "routed"]

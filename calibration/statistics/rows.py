@@ -14,6 +14,8 @@ from secateur.calibration.statistics.places import Place
 from secateur.errors import PreconditionError
 
 Array = NDArray[Any]
+Weights = Sequence[NDArray[np.float64]] | None
+"""How much each token of each sample counts, (tokens,); None: all the same."""
 
 
 def samples_of(array: Array, axis: int, real: NDArray[np.bool_] | None) -> list[Array]:
@@ -35,6 +37,26 @@ def samples_of(array: Array, axis: int, real: NDArray[np.bool_] | None) -> list[
     return [
         sample[keep].reshape(-1, last.shape[-1]) for sample, keep in zip(last, real, strict=True)
     ]
+
+
+def weights_of(
+    counts: NDArray[Any] | None, real: NDArray[np.bool_] | None, samples: Sequence[Array]
+) -> Weights:
+    """Weights of the rows of ``samples``, of which a token has one or several.
+
+    Args:
+        counts: (B, N), or None.
+        real: (B, N) rows that are there, or None for all.
+        samples: as ``samples_of`` gave them.
+    """
+    if counts is None:
+        return None
+    found = []
+    for i, rows in enumerate(samples):
+        own = np.asarray(counts[i], dtype=np.float64)
+        own = own if real is None else own[real[i]]
+        found.append(np.repeat(own, len(rows) // max(len(own), 1)))
+    return found
 
 
 def patches_of(array: Array, place: Place) -> list[Array]:
@@ -86,4 +108,4 @@ def _floats(array: Array) -> Array:
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
 
 
-__all__ = ["patches_of", "samples_of"]
+__all__ = ["Weights", "patches_of", "samples_of", "weights_of"]

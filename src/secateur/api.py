@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from secateur.workflow.selecting import Select
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from secateur.runtime.bench import BenchRow
     from secateur.runtime.bundle import Bundle
     from secateur.runtime.session import BundleRun
-    from secateur.units import Aggregate, Normalise
+    from secateur.units import Aggregate, Normalise, Scope, Structure
     from secateur.workflow.parity import Options, ParityReport
     from secateur.workflow.results import Proof, Results
 
@@ -31,9 +31,13 @@ Ranges = Mapping[str, tuple[int, int, int]]
 class Spread(TypedDict, total=False):
     """How what goes is spread over the layers."""
 
-    scope: Literal["local", "global", "cfsp", "tyr"]
+    scope: Scope
     """Rank within each layer, or over all layers together; or first share out what goes: by how
-    far each layer turns its tokens, or by an evolutionary search."""
+    far each layer turns its tokens, by an evolutionary search, or by a structure of FLAP."""
+    structure: Structure
+    """Of FLAP: ``UL-UM``, ``UL-MM``, ``AL-MM`` or ``AL-AM``."""
+    remove_heads: int
+    """Heads of the whole model that go, with ``UL-MM`` and ``AL-MM``."""
     round_to: int
     """Kept units of a layer are a multiple of this."""
     at_least: int

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from secateur.units import Aggregate, Normalise, Unit
+from secateur.units import Aggregate, Normalise, Scope, Structure, Unit
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -92,6 +92,37 @@ class Data(_Strict):
         return self
 
 
+class LearnedTokens(_Strict):
+    """Tokens that an earlier checkpoint knew less well and that look at the prompt: ssToken's."""
+
+    by: Literal["learned"]
+    before: str
+    """The earlier checkpoint, named as a model's source is; it takes the same inputs."""
+    prompt: Positive = 1
+    """Leading tokens of each sample that are its prompt; they do not count."""
+    balance: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Weight of what was learned, against that of attention to the prompt."""
+    layer: str = ""
+    """The attention block that is looked at; empty: the last one whose probabilities show."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
+    """Share of each response that counts."""
+    weigh: bool = False
+    """Let all tokens of a response count, by their scores, instead of the best share alike."""
+
+
+class UncertainTokens(_Strict):
+    """The least likely tokens of samples that the model is surely wrong about: Q-Tuning's too.
+
+    Other samples keep all of their tokens.
+    """
+
+    by: Literal["q_tuning"]
+    neighbours: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Weight of the tokens beside a token, against that of its own perplexity."""
+    keep: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
+    """Share of the tokens of such a sample that counts."""
+
+
 class Calibrate(_Strict):
     """Which samples of ``data`` importance, compensation and quantisation look at."""
 
@@ -100,6 +131,8 @@ class Calibrate(_Strict):
     or unsurely right about, for models that score the next token."""
     samples: Positive = 48
     """How many."""
+    tokens: Annotated[LearnedTokens | UncertainTokens, Field(discriminator="by")] | None = None
+    """Which of their tokens count, for models that score the next token; empty: all alike."""
 
 
 class Removal(_Strict):
@@ -110,9 +143,16 @@ class Removal(_Strict):
     """Share of the units that goes, as in 0.25 of the heads."""
     importance: str = "l2"
     """Which criterion ranks the units; ``secateur methods`` lists them."""
-    scope: Literal["local", "global", "cfsp", "tyr"] = "local"
+    scope: Scope = "local"
     """Rank within each layer, or over all layers together; or first share out what goes: ``cfsp``
-    by how far each layer turns its tokens, ``tyr`` by an evolutionary search."""
+    by how far each layer turns its tokens, ``tyr`` by an evolutionary search, ``flap`` by one of
+    FLAP's structures."""
+    structure: Structure = "AL-AM"
+    """With ``scope: flap``: ``UL-UM`` the same share of every layer; ``UL-MM`` so many heads of
+    every layer, and neurons for the rest; ``AL-MM`` the same over all layers together; ``AL-AM``
+    heads and neurons of all layers ranked together, by what they cost."""
+    remove_heads: Annotated[int, Field(ge=0)] = 0
+    """Heads of the whole model that go, with ``UL-MM`` and ``AL-MM``."""
     journal: Path | None = None
     """Where a search (``scope: tyr``) keeps what it found, so that it goes on when interrupted."""
     round_to: Positive = 1
@@ -396,6 +436,7 @@ __all__ = [
     "Bench",
     "Calibrate",
     "Data",
+    "LearnedTokens",
     "ModelSource",
     "Parity",
     "Precision",
@@ -405,6 +446,7 @@ __all__ = [
     "Report",
     "Selection",
     "Traffic",
+    "UncertainTokens",
     "json_schema",
     "parse_shapes",
 ]

@@ -9,6 +9,7 @@ Unit = Literal[
     "query_heads",
     "head_width",
     "ffn",
+    "heads_and_ffn",
     "channels",
     "experts",
     "recurrent",
@@ -16,7 +17,8 @@ Unit = Literal[
     "outputs",
     "blocks",
 ]
-"""Roles of groups, as ``secateur analyse`` names them; and whole residual blocks."""
+"""Roles of groups, as ``secateur analyse`` names them; two of them together; and whole residual
+blocks."""
 
 Aggregate = Literal["sum", "mean", "max", "prod", "first"]
 """How the scores of a unit in each weight of its group become one."""
@@ -24,4 +26,10 @@ Aggregate = Literal["sum", "mean", "max", "prod", "first"]
 Normalise = Literal["none", "sum", "mean", "max"]
 """By what the scores of a group are divided before groups are compared."""
 
-__all__ = ["Aggregate", "Normalise", "Unit"]
+Scope = Literal["local", "global", "cfsp", "tyr", "flap"]
+"""How what goes is shared out over the layers."""
+
+Structure = Literal["UL-UM", "UL-MM", "AL-MM", "AL-AM"]
+"""How FLAP shares out what goes over heads, neurons and layers."""
+
+__all__ = ["Aggregate", "Normalise", "Scope", "Structure", "Unit"]

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from tests.parity import tiny
 
+from secateur.calibration.importance import Context
 from secateur.errors import BadInputError
+from secateur.graph_passes.groups import Group
 from secateur.recipe import Removal
 from secateur.workflow.methods import list_methods
 from secateur.workflow.pruning import Fitting, prune_and_fit
@@ -67,3 +69,22 @@ def test_compensations_are_listed_with_their_sources() -> None:
     assert set(listed) == {"bias", "obspa", "obspa_sweep", "least_squares", "tyr"}
     assert "2403.18955" in listed["obspa"].source
     assert all(method.summary.endswith(".") for method in listed.values())
+
+
+def by_position(group: Group, context: Context) -> np.ndarray:
+    """A user's criterion: later units are better."""
+    assert group in context.groups
+    return np.arange(group.size, dtype=np.float64)
+
+
+def test_a_users_function_ranks_the_units_of_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    own = (
+        "remove: [{what: ffn, ratio: 0.5, importance: tests.calibration.test_fitting:by_position}]"
+    )
+    recipe.write_text(f"{RECIPE}{own}\n")
+    pruned = prune_and_fit(tiny.exported(), load_recipe(recipe).remove, Fitting())
+    assert set(pruned.plan.keep.values()) == {tuple(range(12, 24))}
+    recipe.write_text(f"{RECIPE}{own.replace('by_position', 'by_nothing')}\n")
+    with pytest.raises(BadInputError, match="cannot find the criterion"):
+        load_recipe(recipe)

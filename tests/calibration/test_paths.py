@@ -147,6 +147,9 @@ def test_relevance_follows_the_published_rules(cnn: ir.Model) -> None:
         cnn, "relevance", "w1", data=[{"x": X[:3]}, {"x": X[3:]}], arrays={"labels": labels}
     )
     np.testing.assert_allclose(got, want, rtol=1e-3)
+    # z-plus relevance is never negative: sizes of every sample add up to the same.
+    again = scores(cnn, "relevance_samples", "w1", data=[{"x": X}], arrays={"labels": labels})
+    np.testing.assert_allclose(again, want, rtol=1e-3)
 
 
 def test_without_labels_the_models_own_answers_are_explained(cnn: ir.Model) -> None:

@@ -113,6 +113,22 @@ def test_a_ratio_that_empties_a_group_is_refused_with_the_ways_out(scope: str) -
     assert "blocks" in refused.value.next_step
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"ratio": 0.95}, "up to 0.875 here"),
+        ({"ratio": 0.95, "scope": "global"}, "a ratio of up to 0.833"),
+        ({"ratio": 0.05}, "a ratio above 0.0625"),
+        ({"ratio": 0.2, "round_to": 4}, "a ratio above 0.25"),
+    ],
+)
+def test_a_ratio_out_of_reach_is_told_what_can_be_reached(options: dict, wanted: str) -> None:
+    scores = {"a": np.arange(4.0), "b": np.arange(8.0)}
+    with pytest.raises(BadInputError) as caught:
+        allocate(scores, Allocation(**options))
+    assert wanted in str(caught.value)
+
+
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_a_unit_is_kept_where_that_is_asked_for(scope: str) -> None:
     kept = allocate(SCORES, Allocation(0.9, scope, at_least=1))

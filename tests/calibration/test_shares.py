@@ -175,3 +175,12 @@ def test_an_interrupted_search_goes_on_from_its_journal(tmp_path: Path) -> None:
 def test_options_of_a_search_that_make_no_sense_are_refused(options: dict, message: str) -> None:
     with pytest.raises(BadInputError, match=message):
         Evolution(**options)
+
+
+def test_infinite_states_are_named_with_the_layer_they_surround() -> None:
+    model = tiny.exported().clone()
+    value = next(v for v in model.graph.initializers.values() if v.shape.numpy() == (40, 16))
+    value.const_value = ir.tensor(np.full((40, 16), np.inf, np.float32), name=value.name)
+    analysis = analyse(model)
+    with pytest.raises(BadInputError, match=r"around FFN of layers\.0"):
+        block_shares(analysis, analysis.by_role("ffn"), [tiny.BATCH], 0.25)

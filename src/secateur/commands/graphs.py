@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from secateur.commands.console import Steps, print_json, print_line, print_table
-from secateur.units import Aggregate, Normalise, Unit
+from secateur.units import Aggregate, Normalise, Scope, Structure, Unit
 
 if TYPE_CHECKING:
     from secateur.graph_passes.plan import Plan
@@ -147,7 +147,9 @@ def prune(
     what: Unit = "heads",
     ratio: float = 0.25,
     importance: str = "l2",
-    scope: Literal["local", "global", "cfsp", "tyr"] = "local",
+    scope: Scope = "local",
+    structure: Structure = "AL-AM",
+    remove_heads: int = 0,
     journal: Path | None = None,
     round_to: int = 1,
     at_least: int = 0,
@@ -179,7 +181,12 @@ def prune(
         Which criterion ranks the units; secateur methods lists them.
     scope
         Rank within each layer, or over all layers together; or first share out what goes: cfsp by
-        how far each layer turns its tokens, tyr by an evolutionary search.
+        how far each layer turns its tokens, tyr by an evolutionary search, flap by a structure.
+    structure
+        Of FLAP, with --scope flap: UL-UM and UL-MM treat every layer alike, AL-MM and AL-AM rank
+        over all layers; the MM ones are told how many heads go.
+    remove_heads
+        Heads of the whole model that go, with UL-MM and AL-MM.
     journal
         Where a search keeps what it found, so that it goes on when interrupted.
     round_to
@@ -221,6 +228,8 @@ def prune(
         ratio=ratio,
         importance=importance,
         scope=scope,
+        structure=structure,
+        remove_heads=remove_heads,
         journal=journal,
         round_to=round_to,
         at_least=at_least,

@@ -1,24 +1,30 @@
-"""Which of the user's samples importance, compensation and quantisation look at."""
+"""Which samples and tokens importance, compensation and quantisation look at."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from secateur.calibration.activations import observe
-from secateur.calibration.sample_choice import centrality, evidence, quadrant_levels, tf_idf
+from secateur.calibration.sample_choice import (
+    are_misconceptions,
+    centrality,
+    evidence,
+    quadrant_levels,
+    tf_idf,
+)
 from secateur.errors import BadInputError
-from secateur.recipe import Calibrate
+from secateur.recipe import Calibrate, UncertainTokens
 from secateur.runtime.backend import Array
+from secateur.workflow.calibration_tokens import check_scores, token_input, weigh_tokens
 from secateur.workflow.data import Samples
 
 _BATCH = 8
 _MASK = "attention_mask"
-_NO_TOKENS = frozenset({_MASK, "token_type_ids", "position_ids"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +34,15 @@ class Chosen:
     samples: Samples
     indices: tuple[int, ...]
     by: str
+    sha256: str
+    """Of the samples, without the weights of their tokens."""
+    tokens: dict[str, Any] | None = None
+    """How tokens were weighed, and a hash of the weights."""
 
     def record(self) -> dict[str, Any]:
-        """What a bundle keeps: the choice, and a hash of what was chosen."""
-        return {
-            "by": self.by,
-            "samples": list(self.indices),
-            "sha256": self.samples.sha256,
-        }
+        """What a bundle keeps: the choice, and hashes of what was chosen."""
+        found = {"by": self.by, "samples": list(self.indices), "sha256": self.sha256}
+        return found if self.tokens is None else {**found, "tokens": self.tokens}
 
 
 def choose_samples(samples: Samples, model: ir.Model, settings: Calibrate) -> Chosen:
@@ -48,22 +55,34 @@ def choose_samples(samples: Samples, model: ir.Model, settings: Calibrate) -> Ch
 
     Raises:
         BadInputError: samples that the choice cannot be made of, named with the reason.
+        PreconditionError: attention that tokens are weighed by does not show.
     """
     count = min(settings.samples, len(samples))
+    plane = _evidence(samples, model) if _looks_at_scores(settings) else None
     if settings.choose == "first":
         best = np.arange(count)
     elif settings.choose == "lexrank":
         best = np.argsort(-centrality(_features(samples)), kind="stable")[:count]
     else:
-        levels = quadrant_levels(*_evidence(samples, model))
-        best = np.argsort(levels, kind="stable")[:count]
+        assert plane is not None
+        best = np.argsort(quadrant_levels(*plane), kind="stable")[:count]
     indices = tuple(sorted(best.tolist()))
-    return Chosen(samples.subset(indices), indices, settings.choose)
+    chosen = samples.subset(indices)
+    found = Chosen(chosen, indices, settings.choose, chosen.sha256)
+    if settings.tokens is None:
+        return found
+    wrong = np.zeros(len(samples), bool) if plane is None else are_misconceptions(*plane)
+    weighed = weigh_tokens(chosen, model, settings.tokens, wrong[list(indices)].tolist())
+    return replace(found, samples=weighed.samples, tokens=weighed.record)
+
+
+def _looks_at_scores(settings: Calibrate) -> bool:
+    return settings.choose == "q_tuning" or isinstance(settings.tokens, UncertainTokens)
 
 
 def _features(samples: Samples) -> Array:
     """Words of texts by TF-IDF; of other inputs all numbers, which takes one shape."""
-    name = _tokens(samples)
+    name = token_input(samples)
     if name is not None:
         return tf_idf([_real(one, name) for one in samples.arrays])
     rows = [
@@ -79,35 +98,17 @@ def _features(samples: Samples) -> Array:
     return np.stack(rows)
 
 
-def _tokens(samples: Samples) -> str | None:
-    """The input that holds tokens: whole numbers, (1, N)."""
-    found = [
-        name
-        for name, array in samples.arrays[0].items()
-        if array.dtype.kind in "iu" and array.ndim == 2 and name not in _NO_TOKENS
-    ]
-    return "input_ids" if "input_ids" in found else found[0] if len(found) == 1 else None
-
-
 def _real(sample: Mapping[str, Array], name: str) -> Array:
     mask = sample.get(_MASK)
     return sample[name] if mask is None else sample[name][mask.astype(bool)]
 
 
 def _evidence(samples: Samples, model: ir.Model) -> tuple[Array, Array]:
-    name, output = _tokens(samples), str(model.graph.outputs[0].name)
+    name, output = token_input(samples), str(model.graph.outputs[0].name)
     errors, uncertainties = [], []
     for batch, seen in observe(model, [output], samples.batches(_BATCH)):
-        logits = seen[output]
-        ids = np.zeros(0) if name is None else batch[name]
-        if logits.ndim != 3 or logits.shape[:2] != ids.shape or ids.max() >= logits.shape[2]:
-            raise BadInputError(
-                "q_tuning needs a model that scores the next token",
-                where=f"output {output!r}",
-                got=f"{list(logits.shape)} for {name or 'no input of tokens'}",
-                wanted="(batch, tokens, vocabulary)",
-                next_step="calibrate: {choose: lexrank}",
-            )
+        logits, ids = seen[output], batch.get(name or "", np.zeros(0))
+        check_scores(logits, ids, output, "q_tuning")
         mask = batch.get(_MASK, np.ones(ids.shape))
         error, uncertainty = evidence(logits, ids, mask.astype(bool))
         errors.append(error)

@@ -159,6 +159,8 @@ def _plan_one(
         normalise=removal.normalise,
         limits=removal.limits,
         search=Evolution(journal=removal.journal, progress=logger.info),
+        structure=removal.structure,
+        remove_heads=removal.remove_heads,
     )
     if not batches and removal.importance in _WITHOUT_DATA:
         batches = calibration_batches(analysis.model)

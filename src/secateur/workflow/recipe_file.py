@@ -13,7 +13,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from secateur.errors import BadInputError, SecateurError
-from secateur.recipe import Bench, Data, ModelSource, Recipe, Removal, json_schema
+from secateur.recipe import (
+    Bench,
+    Data,
+    LearnedTokens,
+    ModelSource,
+    Recipe,
+    Removal,
+    json_schema,
+)
 
 KeyPath = tuple[str | int, ...]
 Section = TypeVar("Section", bound=BaseModel)
@@ -234,6 +242,10 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
         "model": _resolve_source(recipe.model, folder),
         "output": (folder / (recipe.output or Path("build") / recipe.name)).resolve(),
     }
+    tokens = recipe.calibrate.tokens
+    if isinstance(tokens, LearnedTokens):
+        before = tokens.model_copy(update={"before": _resolve_spec(tokens.before, folder)})
+        changes["calibrate"] = recipe.calibrate.model_copy(update={"tokens": before})
     if recipe.cache not in {"", "off"}:
         changes["cache"] = str((folder / Path(recipe.cache).expanduser()).resolve())
     if recipe.traffic is not None:
@@ -252,13 +264,17 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def _resolve_source(model: ModelSource, folder: Path) -> ModelSource:
+    return model.model_copy(update={"source": _resolve_spec(model.source, folder)})
+
+
+def _resolve_spec(spec: str, folder: Path) -> str:
     """A path beside the recipe wins over a hub name of the same spelling."""
-    location, hash_sign, part = model.source.partition("#")
+    location, hash_sign, part = spec.partition("#")
     looks_local = location.startswith((".", "/", "~")) or location.endswith(".onnx")
     if (folder / location).exists() or looks_local:
         local = (folder / Path(location).expanduser()).resolve()
-        return model.model_copy(update={"source": f"{local}{hash_sign}{part}"})
-    return model
+        return f"{local}{hash_sign}{part}"
+    return spec
 
 
 _DATA_FILES = ("texts", "images", "npz")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from secateur.calibration.activations import inputs_of
 from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.axes import indices, leaves
 from secateur.graph_passes.groups import Analysis, Group, analyse
@@ -44,8 +45,9 @@ def removal_proof(
     if not inputs:
         raise BadInputError("a removal is proved on inputs", wanted="at least one batch")
     twin = mask(original, plan)
-    random = [random_like(batch, seed) for seed, batch in enumerate(inputs)]
-    kinds = {"user": inputs, "random": random}
+    user = [inputs_of(batch) for batch in inputs]
+    random = [random_like(batch, seed) for seed, batch in enumerate(user)]
+    kinds: dict[str, Sequence[Arrays]] = {"user": user, "random": random}
     wanted = {kind: list(_outputs(twin, batches)) for kind, batches in kinds.items()}
     got = {kind: list(_outputs(removed, batches)) for kind, batches in kinds.items()}
     return tuple(
