@@ -25,6 +25,8 @@ from secateur.calibration.allocation import Allocation, allocate
 from secateur.calibration.compensation import Remembered, compensate
 from secateur.calibration.importance import Context, rank
 from secateur.calibration.importance.prunenet_training import Training, train_policy
+from secateur.calibration.importance.shrp_training import Training as Routing
+from secateur.calibration.importance.shrp_training import train_routers
 from secateur.calibration.planning import removable
 from secateur.errors import SecateurError
 from secateur.graph_passes.groups import Analysis, analyse
@@ -36,13 +38,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 RATIOS = (0.25, 0.5, 0.7)
 TRAINED = (
     *("taylor", "taylor_joint", "taylor_samples", "snip", "grasp", "fisher"),
-    *("loraprune", "gaprune", "relevance"),
+    *("loraprune", "gaprune", "relevance", "relevance_samples"),
 )
 """Criteria that look at what comes from training."""
 IMPORTANCE = (
     *("random", "l1", "l2", "group_norm", "lamp", "fpgm", "bn_scale", "synflow", "prunenet"),
-    *("apoz", "hrank", "output_norm", "top1_usage", "spatten", "easyep"),
-    *("wanda", "cfsp", "flap", "obd", "obs", "tyr", *TRAINED),
+    *("apoz", "hrank", "output_norm", "top1_usage", "shrp", "spatten", "easyep"),
+    *("wanda", "cfsp", "flap", "flap_ifv", "flap_wifn", "obd", "obs", "tyr", *TRAINED),
     *("obspa", "obspa (noise)", "obspa (blobs)"),
 )
 COMPENSATION = ("none", "bias", "obspa_sweep", "obspa", "tyr", "least_squares")
@@ -160,6 +162,8 @@ class Bench:
             given = self.case.arrays() if name in TRAINED else {}
             if name == "prunenet":  # one policy for all groups of a role
                 given = given | train_policy(groups, Training(ratio=0.5))
+            if name == "shrp":
+                given = given | train_routers(self.analysis, groups, data, Routing())
             context = Context(self.analysis, groups, data, seed=seed, arrays=given)
             found.append(rank(name, context))
         return found

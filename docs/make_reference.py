@@ -163,8 +163,8 @@ def _kind(entry: dict[str, Any]) -> str:
     if "$ref" in entry:
         name = entry["$ref"].rsplit("/", 1)[-1]
         return f"[{name}](#{name.lower()})"
-    if "anyOf" in entry:
-        return " or ".join(_kind(one) for one in entry["anyOf"] if one.get("type") != "null")
+    if kinds := entry.get("anyOf", entry.get("oneOf")):
+        return " or ".join(_kind(one) for one in kinds if one.get("type") != "null")
     if "enum" in entry:
         return ", ".join(f"`{value}`" for value in entry["enum"])
     if "const" in entry:

@@ -39,7 +39,7 @@ def shrp(group: Group, context: Context) -> Scores:
 
     Raises:
         BadInputError: no router for the group, or one of another size; no data.
-        PreconditionError: no matrix makes the units, so that nothing tells what they read.
+        PreconditionError: the units are no heads, or no matrix makes them.
     """
     key = "shrp"
     if key not in context.gathered:

@@ -25,6 +25,7 @@ from secateur.graph_passes.groups import Analysis, Group
 if TYPE_CHECKING:
     from torch import Tensor
 
+_HEADS = frozenset({"heads", "query_heads"})
 _MOST_ROWS = 8192
 """Tokens of a layer that are kept in memory."""
 
@@ -80,7 +81,7 @@ def train_routers(
 
     Raises:
         BadInputError: no data, or data that cannot be used.
-        PreconditionError: units that no matrix makes, or none reads.
+        PreconditionError: units that are no heads, that no matrix makes, or none reads.
     """
     known, wanted = all_places(analysis), {}
     for group in groups:
@@ -106,8 +107,15 @@ def maker(group: Group, known: Sequence[Place]) -> Place:
     """Where the units are made: the product whose input the router reads too.
 
     Raises:
-        PreconditionError: no matrix makes the units.
+        PreconditionError: the units are no heads, or no matrix makes them.
     """
+    if group.role not in _HEADS:
+        raise PreconditionError(
+            "routers choose among heads",
+            where=group.name,
+            got=group.role,
+            next_step="rank other units by wanda or flap",
+        )
     by_node = {place.node: place for place in known}
     for use in group.weights:
         if makes(use) and use.node in by_node:

@@ -9,7 +9,7 @@ from tests.laws.small_models import group_of, network, run
 from tests.parity import tiny
 
 from secateur.calibration.activations import observe
-from secateur.calibration.compensation import COMPENSATIONS, compensate
+from secateur.calibration.compensation import COMPENSATIONS, Remembered, compensate
 from secateur.errors import BadInputError
 from secateur.graph_passes.groups import Analysis, analyse
 from secateur.graph_passes.plan import Plan, make_plan
@@ -196,3 +196,24 @@ def test_an_unknown_method_is_refused(analysis: Analysis) -> None:
 def test_a_removal_under_a_norm_is_refused() -> None:
     with pytest.raises(BadInputError, match="under a norm"):
         compensate(tiny.exported(), Plan({}, allow_inexact=True), [tiny.BATCH])
+
+
+def test_sums_of_one_pass_serve_every_plan_and_method(analysis: Analysis) -> None:
+    read = [0]
+
+    class Counted(list):
+        def __iter__(self):
+            read[0] += 1
+            return super().__iter__()
+
+    known = Remembered(Counted([tiny.BATCH]))
+    (name,) = {group.name for group in analysis.by_role("ffn")[:1]}
+    for kept in (tuple(range(12)), tuple(range(6, 20))):
+        plan = make_plan(analysis, {name: kept})
+        for method in ("obspa", "least_squares"):
+            again = compensate(analysis.model, plan, known, method=method)
+            alone = compensate(analysis.model, plan, [tiny.BATCH], method=method)
+            for key, value in alone.graph.initializers.items():
+                same = again.graph.initializers[key].const_value.numpy()
+                np.testing.assert_allclose(same, value.const_value.numpy(), rtol=1e-6)
+    assert read[0] == 1  # both methods take the same sums

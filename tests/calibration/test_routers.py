@@ -12,7 +12,7 @@ from secateur.calibration.importance import Context, rank
 from secateur.calibration.importance.shrp_training import Training, maker, train_routers
 from secateur.calibration.planning import removable
 from secateur.calibration.statistics import all_places
-from secateur.errors import BadInputError
+from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.groups import Analysis, analyse
 from secateur.graph_passes.names import parameter_name
 
@@ -77,6 +77,12 @@ def test_a_router_that_does_not_fit_is_refused(analysis, router, message: str) -
     given = {} if router is None else {f"{groups[0].name}@router": router}
     with pytest.raises(BadInputError, match=message):
         rank("shrp", Context(analysis, groups, [tiny.BATCH], arrays=given))
+
+
+def test_other_units_than_heads_have_no_router(analysis: Analysis) -> None:
+    groups = removable(analysis, "ffn")
+    with pytest.raises(PreconditionError, match="routers choose among heads"):
+        rank("shrp", Context(analysis, groups, [tiny.BATCH]))
 
 
 def test_a_training_without_steps_is_refused() -> None:

@@ -1,11 +1,12 @@
-"""CFSP: layer importance, shares per layer, kept channels."""
+"""CFSP: layer importance, shares per layer; activity on a graph, and kept channels."""
 
 from __future__ import annotations
 
 import numpy as np
+from tests.oracles.readers import Reader, readers
 
+from secateur.calibration.importance import Context, rank
 from secateur.calibration.importance.cfsp import (
-    activity,
     block_importance,
     channel_scores,
     keep_channels,
@@ -28,12 +29,19 @@ def check(case) -> None:
     keep = keep_ratios(importance, float(arrays["pruning_ratio"]), float(arrays["a"]))
     np.testing.assert_allclose(keep, arrays["keep_ratio_per_layer"], rtol=1e-4)
     multiple = 128 if bool(arrays["round_to_128"]) else 1
+    layers = {
+        f"L{i}_down_proj": Reader(arrays[f"dense__model.layers.{i}.mlp.down_proj.weight"])
+        for i in range(n_layers)
+    }
+    analysis, groups = readers(layers)
+    data = [{f"{name}_in": arrays[f"{name}_in"] for name in layers}]
+    found = list(rank("cfsp", Context(analysis, groups, data)).values())
     for i in range(n_layers):
         path = f"dense__model.layers.{i}.mlp"
         weights = [arrays[f"{path}.down_proj.weight"]]
         if case.text("local_metric").startswith("three"):
             weights += [arrays[f"{path}.{name}_proj.weight"].T for name in ("up", "gate")]
-        active = activity(arrays[f"L{i}_down_proj_in"])
+        active = found[i]
         np.testing.assert_allclose(active**2, arrays[f"L{i}_scaler_row"], rtol=1e-4)
         scores = channel_scores(weights, active, float(arrays["b"]), float(arrays["c"]))
         kept = keep_channels(scores, keep[i], multiple)

@@ -1,15 +1,21 @@
-"""Tyr: which groups each sparsity keeps, and the refitted weights."""
+"""Tyr on a graph: which groups each sparsity keeps, and the refitted weights."""
 
 from __future__ import annotations
 
 import numpy as np
+from tests.oracles.readers import Reader, readers
 
-from secateur.calibration.importance.tyr import choose, normal_equations, refit
+from secateur.calibration.importance.tyr import choose, normal_from_gram, refit
+from secateur.calibration.statistics import Gram, all_places, gather, places_of
 
 
 def check(case) -> None:
     arrays, group = case.arrays, int(case.arrays["group_size"])
-    normal = normal_equations(arrays["W"], arrays["X"])
+    analysis, (units,) = readers({"x": Reader(arrays["W"], group)})
+    (place,) = places_of(units, all_places(analysis))
+    inputs, sums = arrays["X"].reshape(-1, 1, arrays["X"].shape[-1]), Gram()
+    gather(analysis.model, [(place, sums)], [{"x_in": inputs}])
+    normal = normal_from_gram(place.matrix(), sums.products)
     np.testing.assert_allclose(normal.gram, arrays["H_damped"], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(normal.target, arrays["G"], rtol=1e-3, atol=1e-2)
     for i, n_keep in enumerate(arrays["num_keep"]):
