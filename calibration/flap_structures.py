@@ -140,7 +140,7 @@ def _neurons(
 ) -> int:
     """How many neurons go besides the heads, so that a share of the whole cost does."""
     ratio, gone = asked
-    whole = sum(costs[name] * len(one) for name, one in (heads | dict(neurons)).items())
+    whole = sum(costs[name] * len(one) for name, one in {**heads, **neurons}.items())
     one_head = np.mean([costs[name] for name in heads]) * gone
     one_neuron = float(np.mean([costs[name] for name in neurons]))
     count = int((ratio * whole - one_head) / one_neuron)
