@@ -13,6 +13,7 @@ from secateur.models.selectors import SELECTORS
 
 FEW = [("class_row", "vit"), ("value_norm", "vit"), ("random", "vit")]
 MORE = [("aim", "llava"), ("spatten", "llava"), ("divprune", "clip"), ("dtop", "vit")]
+MORE += [("top_vim", "mamba"), ("hidden_norm", "mamba")]
 
 
 @pytest.mark.parametrize(
