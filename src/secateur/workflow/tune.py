@@ -34,7 +34,7 @@ from secateur.workflow.tuning_times import measure_layers
 
 _FEWEST_SAMPLES = 8
 _HEAT = 16
-"""So many schedules of the front run on the samples of the search: expected times are not times."""
+"""So many schedules run on the samples of the search: expected times are not times."""
 _RACED = 5
 _MARGIN = 0.97
 """A finalist loses this much of what it may on the samples of the search: others will differ."""
@@ -236,7 +236,8 @@ def _near(points: Sequence[Point], largest: float | None, options: TuneOptions) 
         assert options.latency_ms is not None
         return [under(points, cost=options.latency_ms).genes]
     within(points, loss=largest)  # names what can be reached where nothing meets the target
-    allowed = [point for point in front(points) if point.loss <= largest * _MARGIN]
+    allowed = [point for point in points if point.loss <= largest * _MARGIN]
+    allowed.sort(key=lambda point: (point.cost, point.loss))
     allowed = allowed or [within(points, loss=largest)]
     return [point.genes for point in allowed[:_HEAT]]
 

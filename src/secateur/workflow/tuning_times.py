@@ -55,8 +55,11 @@ def _milliseconds(run: Run, inputs: Arrays) -> float:
 def race(
     models: Mapping[str, ir.Model], batches: Sequence[Arrays], *, rounds: int, folder: Path
 ) -> dict[str, float]:
-    """Milliseconds that each model takes for all batches, in turns: the median over rounds."""
-    taken: dict[str, list[float]] = {name: [] for name in models}
+    """Milliseconds that each model takes for all batches.
+
+    The models run in turns. Each is compared with the mean of its own round, so that a spell in
+    which the machine is slow counts for all alike; of these shares the median counts.
+    """
     with ExitStack() as stack:
         runs = {}
         for number, (name, model) in enumerate(models.items()):
@@ -64,14 +67,15 @@ def race(
             save(model, path)
             runs[name] = stack.enter_context(OnnxRuntime(optimisation=LEVEL).session(path))
         feeds = {name: default_budgets(model) for name, model in models.items()}
+        taken = np.zeros((rounds + 1, len(models)))
         for number in range(rounds + 1):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                for batch in batches:
-                    run({**batch, **feeds[name]})
-                if number:
-                    taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(times)) for name, times in taken.items()}
+            for at, (name, run) in enumerate(runs.items()):
+                taken[number, at] = sum(
+                    _milliseconds(run, {**batch, **feeds[name]}) for batch in batches
+                )
+    means = taken[1:].mean(axis=1, keepdims=True)  # the first round warms up
+    times = np.median(taken[1:] / means, axis=0) * np.median(means)
+    return dict(zip(models, times.tolist(), strict=True))
 
 
 __all__ = ["LEVEL", "measure_layers", "race"]
