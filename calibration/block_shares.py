@@ -47,6 +47,24 @@ def block_shares(
         BadInputError: no data, or hidden states that are NaN or infinite.
         PreconditionError: a group that stands in no residual block.
     """
+    sums, n_tokens = block_importances(analysis, groups, data, distance)
+    importance = np.array(list(sums.values())) * _TOKENS / n_tokens
+    kept = np.clip(keep_ratios(importance, ratio), 0.0, 1.0)
+    return {name: float(1 - keep) for name, keep in zip(sums, kept, strict=True)}
+
+
+def block_importances(
+    analysis: Analysis,
+    groups: Sequence[Group],
+    data: Iterable[Mapping[str, NDArray[Any]]],
+    distance: Distance = "angular",
+) -> tuple[dict[str, float], float]:
+    """Sum over tokens of how far the layer of each group turns them, and how many those were.
+
+    Raises:
+        BadInputError: no data, or hidden states that are NaN or infinite.
+        PreconditionError: a group that stands in no residual block.
+    """
     ends = {group.name: layer_ends(analysis, group) for group in groups}
     sums, n_tokens = dict.fromkeys(ends, 0.0), 0.0
     padding = Padding(analysis.model)
@@ -59,15 +77,13 @@ def block_shares(
             n_tokens += float(counts.sum()) if i == 0 else 0.0
     if not n_tokens:
         raise BadInputError("shares by layer need data, and there is none")
-    importance = np.array(list(sums.values())) * _TOKENS / n_tokens
     if bad := [name for name, value in sums.items() if not np.isfinite(value)]:
         raise BadInputError(
             "what a layer reads or gives holds NaN or infinities",
             where=f"{' or '.join(ends[bad[0]])}, around {bad[0]}",
             next_step="`secateur parity --bisect` names the first layer where they appear",
         )
-    kept = np.clip(keep_ratios(importance, ratio), 0.0, 1.0)
-    return {name: float(1 - keep) for name, keep in zip(ends, kept, strict=True)}
+    return sums, n_tokens
 
 
 def layer_ends(analysis: Analysis, group: Group) -> tuple[str, str]:
@@ -118,4 +134,4 @@ def _tokens(
     return rows, np.ones(len(rows)) if weights is None else np.concatenate(weights)
 
 
-__all__ = ["block_shares", "layer_ends"]
+__all__ = ["block_importances", "block_shares", "layer_ends"]

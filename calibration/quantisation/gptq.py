@@ -44,8 +44,20 @@ class Rounding:
         return fit_grid(weight, self.bits, symmetric=self.symmetric, search=self.search)
 
 
-def gptq(weight: Array, hessian: Array, rounding: Rounding) -> Array:
-    """Round (out, in) weights to what their grid can say; return the rounded weights.
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """What GPTQ made of (out, in) weights."""
+
+    values: Array
+    """(out, in), each on the grid of its row, or of its row and group."""
+    codes: Array
+    """(out, in) whole numbers, as floats."""
+    scale: Array
+    """(out, in): two columns of one group have one scale."""
+
+
+def gptq(weight: Array, hessian: Array, rounding: Rounding) -> Rounded:
+    """Round (out, in) weights to what their grid can say.
 
     Args:
         weight: of one product.
@@ -60,20 +72,21 @@ def gptq(weight: Array, hessian: Array, rounding: Rounding) -> Array:
         order = np.argsort(-np.diag(hessian), kind="stable")
     left, hessian = weight[:, order].copy(), hessian[np.ix_(order, order)]
     factor = upper_factor(damped(hessian, rounding.damping))
-    rounded = np.zeros(left.shape)
+    values, codes, scale = (np.empty(left.shape) for _ in range(3))
     for start in range(0, n_columns, rounding.block):
         stop = min(start + rounding.block, n_columns)
         inside, errors = left[:, start:stop].copy(), np.zeros((len(left), stop - start))
         for i, column in enumerate(range(start, stop)):
             if rounding.group and column % rounding.group == 0:
                 grid = rounding.fit(left[:, column : column + rounding.group])
-            rounded[:, column] = grid.rounded(inside[:, i : i + 1])[:, 0]
-            errors[:, i] = (inside[:, i] - rounded[:, column]) / factor[column, column]
+            at = order[column]
+            codes[:, at] = grid.codes(inside[:, i : i + 1])[:, 0]
+            scale[:, at] = grid.scale[:, 0]
+            values[:, at] = (codes[:, at] - grid.zero[:, 0]) * grid.scale[:, 0]
+            errors[:, i] = (inside[:, i] - values[:, at]) / factor[column, column]
             inside[:, i:] -= np.outer(errors[:, i], factor[column, column:stop])
         left[:, stop:] -= errors @ factor[start:stop, stop:]
-    result = np.empty(rounded.shape)
-    result[:, order] = rounded
-    return result
+    return Rounded(values, codes, scale)
 
 
-__all__ = ["Rounding", "gptq"]
+__all__ = ["Rounded", "Rounding", "gptq"]

@@ -73,24 +73,38 @@ def store(matrix: Array, layout: Layout, scheme: Scheme, hessian: Array | None) 
     bits = BITS[scheme.kind]
     block = block_of(matrix.shape[1], scheme.block) if scheme.kind == "int4" else 0
     rounding = Rounding(bits, group=block, search=scheme.kind == "int4")
-    if hessian is not None:
-        matrix = gptq(matrix, hessian, rounding)
-    grouped = matrix.reshape(-1, block) if block else matrix
-    grid = rounding.fit(grouped)
-    if hessian is not None:  # what GPTQ wrote lies on a grid already: the largest code is in it
-        grid = Rounding(bits, group=block, search=False).fit(grouped)
-    codes = grid.codes(grouped).reshape(matrix.shape)
-    dtype = np.int8 if bits == 8 else ml_dtypes.int4
+    return store_whole(matrix, layout, rounding, hessian)
+
+
+def store_whole(
+    matrix: Array, layout: Layout, rounding: Rounding, hessian: Array | None = None
+) -> Stored:
+    """Round (out, in) weights to whole numbers.
+
+    With a Hessian the scales are those that GPTQ worked with: fitted again to what it wrote, they
+    would differ wherever a range was cut or a row's largest code is not the grid's.
+
+    Args:
+        matrix: the weights.
+        layout: of the weight in the graph.
+        rounding: symmetric, and in the order of the columns; up to 4 bits are stored as INT4.
+        hessian: (in, in), for GPTQ; None rounds to the nearest.
+    """
+    size = rounding.group or matrix.shape[1]
+    if hessian is None:
+        grouped = matrix.reshape(-1, size)
+        grid = rounding.fit(grouped)
+        codes = grid.codes(grouped).reshape(matrix.shape)
+        scale = grid.scale.reshape(len(matrix), -1)
+    else:
+        rounded = gptq(matrix, hessian, rounding)
+        codes, scale = rounded.codes, rounded.scale[:, ::size]
+    dtype = ml_dtypes.int4 if rounding.bits <= BITS["int4"] else np.int8
     stored = ir.Tensor(np.ascontiguousarray(layout.home(codes)).astype(dtype))
-    scale = grid.scale.reshape(len(matrix), -1).astype(np.float32)
-    if not block:
-        return Stored(stored, scale[:, 0], layout.out_axis)
-    return Stored(
-        stored,
-        np.ascontiguousarray(layout.home(scale.astype(np.float64))).astype(np.float32),
-        layout.axis,
-        block,
-    )
+    if not rounding.group:
+        return Stored(stored, scale[:, 0].astype(np.float32), layout.out_axis)
+    scales = np.ascontiguousarray(layout.home(scale)).astype(np.float32)
+    return Stored(stored, scales, layout.axis, rounding.group)
 
 
 def _store_fp8(matrix: Array, layout: Layout) -> Stored:
@@ -101,4 +115,4 @@ def _store_fp8(matrix: Array, layout: Layout) -> Stored:
     return Stored(stored, scale.astype(np.float32), layout.out_axis)
 
 
-__all__ = ["BITS", "FP8_MAX", "Layout", "Stored", "block_of", "store"]
+__all__ = ["BITS", "FP8_MAX", "Layout", "Stored", "block_of", "store", "store_whole"]

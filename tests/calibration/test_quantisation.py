@@ -12,11 +12,12 @@ from tests.laws.small_models import network
 from tests.parity import tiny
 
 from secateur.calibration.activations import observe
+from secateur.calibration.quantisation.gptq import Rounding, gptq
 from secateur.calibration.quantisation.graph import METADATA_KEY, quantise
 from secateur.calibration.quantisation.histogram import Histogram
 from secateur.calibration.quantisation.ranges import RANGES
 from secateur.calibration.quantisation.scheme import Scheme
-from secateur.calibration.quantisation.weights import block_of
+from secateur.calibration.quantisation.weights import Layout, block_of, store
 from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.groups import analyse
 from secateur.graph_passes.plan import make_plan
@@ -136,6 +137,18 @@ def test_gptq_loses_less_than_rounding_on_its_data(tokens: str) -> None:
     dense = tiny.exported(fused=False)
     nearest = error(Scheme("int4", block=16))
     assert error(Scheme("int4", weights="gptq", tokens=tokens, block=16)) < nearest
+
+
+@pytest.mark.parametrize(("kind", "bits", "block"), [("int4", 4, 16), ("int8", 8, 0)])
+def test_what_is_stored_is_what_gptq_rounded_to(kind: str, bits: int, block: int) -> None:
+    rng = np.random.default_rng(0)
+    weight, x = rng.standard_normal((24, 32)), rng.standard_normal((99, 32))
+    hessian = (x @ rng.standard_normal((32, 32))).T @ x
+    hessian = hessian @ hessian.T
+    stored = store(weight, Layout(weight.shape, 1), Scheme(kind, block=16), hessian)
+    want = gptq(weight, hessian, Rounding(bits, group=block, search=kind == "int4")).values
+    scale = stored.scale.reshape(24, -1).repeat(block or 32, axis=1)
+    np.testing.assert_allclose(stored.codes.numpy().astype(float) * scale, want, rtol=1e-5)
 
 
 def test_attention_that_cannot_be_seen_weighs_no_tokens() -> None:

@@ -1,16 +1,32 @@
-"""RSQ: token weights, weighted Hessian and GPTQ; inputs and attention gathered on a graph."""
+"""RSQ: token weights by what a graph shows; Hessian and GPTQ on a graph around the weight.
+
+Rounded weights are compared as the codes and scales that the graph holds, and by what it computes.
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from tests.laws.small_models import network
 
-from secateur.calibration.activations import observe
-from secateur.calibration.quantisation.gptq import Rounding, gptq
+from secateur.calibration.activations import TOKEN_WEIGHTS, observe
+from secateur.calibration.quantisation.gptq import Rounding
 from secateur.calibration.quantisation.grid import fit_grid
-from secateur.calibration.statistics import token_weights
+from secateur.calibration.quantisation.insertion import round_weight
+from secateur.calibration.quantisation.weights import Layout, store_whole
+from secateur.calibration.statistics import Gram, all_places, gather, token_weights
+from secateur.calibration.statistics.token_scaling import TokenScaling
+from secateur.graph_passes.groups import analyse
+from secateur.graph_passes.opset import raise_opset
 
+_OPSET = 21
+_LINEAR = """
+linear (float[batch, tokens, {inside}] x) => (float[batch, tokens, {out}] y) {{
+    y = MatMul(x, w)
+}}
+"""
 _TOY = """
 toy (float[batch, tokens, {d}] x) => (float[batch, {h}, tokens, tokens] p) {{
     n = LayerNormalization <epsilon = 1e-5> (x, ln_w, ln_b)
@@ -32,11 +48,6 @@ def check(case) -> None:
     arrays = case.arrays
     weights = _token_weights(case)
     np.testing.assert_allclose(weights, arrays["token_weights"], rtol=1e-4, atol=1e-5)
-    ones = np.ones_like(weights)
-    found = {
-        "weighted": token_weights.weighted_hessian(arrays["linear_inputs"], weights),
-        "uniform": token_weights.weighted_hessian(arrays["linear_inputs"], ones),
-    }
     rounding = Rounding(
         bits=int(arrays["bits"]),
         symmetric=bool(arrays["symmetric"]),
@@ -46,16 +57,48 @@ def check(case) -> None:
         block=int(arrays["blocksize"]),
         damping=float(arrays["percdamp"]),
     )
-    weight = arrays["W"].astype(np.float64)
-    for name, hessian in found.items():
+    for name, counts in {"weighted": weights, "uniform": np.ones_like(weights)}.items():
+        hessian = _hessian(arrays, token_weights.normalised(counts))
         np.testing.assert_allclose(hessian, arrays[f"H_{name}"], rtol=1e-4, atol=1e-3)
-        got = gptq(weight, hessian, rounding)
-        np.testing.assert_allclose(got, arrays[f"W_quant_{name}"], rtol=1e-4, atol=1e-5)
-    grid = rounding.fit(weight)
+        _check_rounded(arrays, rounding, hessian, f"W_quant_{name}")
+    whole = Rounding(rounding.bits, search=rounding.search)  # a grid for the row, as published
+    _check_rounded(arrays, whole, None, "W_rtn")
+    grid = whole.fit(arrays["W"].astype(np.float64))
     np.testing.assert_allclose(grid.scale, arrays["scale_full"], rtol=1e-4)
     np.testing.assert_allclose(grid.zero, arrays["zero_full"], atol=1e-6)
-    np.testing.assert_allclose(grid.rounded(weight), arrays["W_rtn"], rtol=1e-4, atol=1e-5)
-    assert fit_grid(weight, rounding.bits).limits[0] == -(2 ** (rounding.bits - 1))
+    assert fit_grid(arrays["W"], rounding.bits).limits[0] == -(2 ** (rounding.bits - 1))
+
+
+def _linear(arrays) -> ir.Model:
+    """The layer that is rounded, as a product in a graph."""
+    out, inside = arrays["W"].shape
+    text = _LINEAR.format(inside=inside, out=out)
+    return network(text, {}, {"w": np.ascontiguousarray(arrays["W"].T)})
+
+
+def _hessian(arrays, counts: np.ndarray) -> np.ndarray:
+    """Gathered by the graph, two sequences at a time."""
+    analysis, found = analyse(_linear(arrays)), Gram()
+    (place,) = all_places(analysis)
+    parts = zip(*(np.split(x, 3) for x in (arrays["linear_inputs"], counts)), strict=True)
+    gather(analysis.model, [(place, found)], [{"x": x, TOKEN_WEIGHTS: c} for x, c in parts])
+    return found.hessian
+
+
+def _check_rounded(arrays, rounding: Rounding, hessian: np.ndarray | None, name: str) -> None:
+    """What the graph holds after rounding is the published weight, and so is what it computes."""
+    analysis = analyse(_linear(arrays))
+    (place,) = all_places(analysis)
+    layout = Layout(arrays["W"].T.shape, place.weight_axis)
+    model = analysis.model
+    raise_opset(model, _OPSET)
+    round_weight(model, place, store_whole(place.matrix(), layout, rounding, hessian))
+    assert [node.op_type for node in model.graph] == ["DequantizeLinear", "MatMul"]
+    held = str(model.graph[0].outputs[0].name)
+    ((_, seen),) = observe(model, [held, "y"], [{"x": arrays["linear_inputs"]}])
+    np.testing.assert_allclose(seen[held].T, arrays[name], rtol=1e-4, atol=1e-5)
+    want = arrays["linear_inputs"] @ arrays[name].T
+    np.testing.assert_allclose(seen["y"], want, rtol=1e-4, atol=1e-4)
 
 
 def _token_weights(case) -> np.ndarray:
@@ -66,8 +109,8 @@ def _token_weights(case) -> np.ndarray:
         return np.tile(token_weights.chunks(tokens, tuple(kept), n_chunks), (samples, 1))
     scores = {
         "OriginalAttentionWeighting": lambda: token_weights.by_attention(_attention(arrays)),
-        "MagnitudeWeighting": lambda: token_weights.by_norm(arrays["layer_in"]),
-        "MaxDistWeighting": lambda: token_weights.by_distance(arrays["layer_in"]),
+        "MagnitudeWeighting": lambda: _scaling(arrays, "norm"),
+        "MaxDistWeighting": lambda: _scaling(arrays, "distance"),
         "TokenFreqWeighting": lambda: token_weights.by_rarity(arrays["token_freq"]),
         "DiffWeighting": lambda: token_weights.by_stability(
             arrays["layer_in"], arrays["layer_out"]
@@ -75,6 +118,15 @@ def _token_weights(case) -> np.ndarray:
     }
     low, high = float(arrays["cfg_min_value"]), float(arrays["cfg_max_value"])
     return token_weights.spread(scores[kind](), low, high)
+
+
+def _scaling(arrays, tokens: Literal["norm", "distance"]) -> np.ndarray:
+    """(S, T) weights by what a product in a graph reads; ``spread`` brings any range to another."""
+    analysis = analyse(_linear(arrays))
+    (place,) = all_places(analysis)
+    ((_, seen),) = observe(analysis.model, [place.value], [{"x": arrays["layer_in"]}])
+    scaling = TokenScaling(analysis.model, [place], tokens)
+    return np.stack(scaling.weights(place, list(seen[place.value]), seen, None))
 
 
 def _attention(arrays) -> np.ndarray:
