@@ -23,7 +23,8 @@ Vector: TypeAlias = NDArray[np.float64]
 def easyep(group: Group, context: Context) -> Scores:
     """Sum over tokens of the length of what the expert adds times how far all of them turn it.
 
-    Padding does not count. Shared experts are no experts here: only routed ones turn a token.
+    A unit of several experts, as where a router first picks groups, has their sum. Padding does
+    not count. Shared experts are no experts here: only routed ones turn a token.
 
     Raises:
         BadInputError: no data, or too little.
@@ -39,7 +40,7 @@ def easyep(group: Group, context: Context) -> Scores:
         for name, seen in routed(context.analysis.model, routes, context.data):
             turned = token_contribution(seen.before, seen.added.sum(axis=1))
             lengths = np.linalg.norm(seen.added, axis=2)
-            np.add.at(scores[name], seen.experts, lengths * (turned * seen.counts)[:, None])
+            np.add.at(scores[name], seen.units, lengths * (turned * seen.counts)[:, None])
         context.gathered[key] = scores
     found: Scores = context.gathered[key][group.name]
     return found

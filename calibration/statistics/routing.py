@@ -11,6 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from secateur.calibration.activations import TOKEN_WEIGHTS, observe
+from secateur.calibration.units import units
 from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.axes import Atom, Expr, leaves
 from secateur.graph_passes.groups import Analysis, Group
@@ -48,6 +49,9 @@ class Routes:
     """What is multiplied and summed over the experts: outputs, and their weights."""
     before: str
     """The stream that the sum is added to."""
+    units: tuple[int, ...]
+    """Unit of the group that each expert belongs to: itself, or its group where a router first
+    picks groups."""
 
     @property
     def values(self) -> tuple[str, ...]:
@@ -64,8 +68,8 @@ class Routed:
     """(T, D)"""
     added: Array
     """(T, k, D), the gate's weight in it."""
-    experts: NDArray[np.int64]
-    """(T, k)"""
+    units: NDArray[np.int64]
+    """(T, k) unit that each expert belongs to."""
     counts: Array
     """(T,) how much each token counts."""
 
@@ -86,9 +90,11 @@ def find_routes(analysis: Analysis, group: Group) -> Routes:
         )
     pick = picks[-1]  # groups of experts are picked before experts are
     axis = pick.attributes.get_int("axis", -1) % len(axes.at(pick, 0))
+    experts = axes.at(pick, 0)[axis]
+    owners = tuple(units(experts, group.atom).tolist())
     tokens = {a for i, e in enumerate(axes.at(pick, 0)) if i != axis for a in leaves(e)}
     taken = leaves(axes.of(pick.outputs[1])[axis])
-    choices: tuple[tuple[Atom, ...], ...] = ((group.atom,), taken)
+    choices: tuple[tuple[Atom, ...], ...] = (leaves(experts), taken)
     behind = _descendants(analysis.model, pick)
     for fold in axes.folds:
         if fold.node not in behind or fold.neutral != 0:
@@ -103,7 +109,8 @@ def find_routes(analysis: Analysis, group: Group) -> Routes:
             )
             if any(part.width for part in parts):
                 chosen = str(pick.outputs[1].name) if over == taken else None
-                return Routes(chosen, parts, _stream(analysis.model, fold.node, pick))
+                before = _stream(analysis.model, fold.node, pick)
+                return Routes(chosen, parts, before, owners)
     raise PreconditionError(
         "what the experts add to the stream cannot be found",
         where=group.name,
@@ -115,7 +122,7 @@ def _picks(node: ir.Node, analysis: Analysis, atom: Atom) -> bool:
     if node.op_type != "TopK" or not analysis.axes.knows(node, 0):
         return False
     exprs = analysis.axes.at(node, 0)
-    return leaves(exprs[node.attributes.get_int("axis", -1) % len(exprs)]) == (atom,)
+    return atom in leaves(exprs[node.attributes.get_int("axis", -1) % len(exprs)])
 
 
 def _layout(
@@ -200,7 +207,8 @@ def _routed(
     mask = batch.get("attention_mask", np.zeros(0))
     real = mask.astype(bool).ravel() if mask.size == len(added) else np.ones(len(added), bool)
     counts = np.asarray(batch.get(TOKEN_WEIGHTS, np.ones(len(added))), dtype=np.float64).ravel()
-    return Routed(before[real], added[real], experts[real], counts[real])
+    owners = np.array(routes.units)[experts]
+    return Routed(before[real], added[real], owners[real], counts[real])
 
 
 __all__ = ["Routed", "Routes", "find_routes", "routed"]

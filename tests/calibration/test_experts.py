@@ -52,6 +52,17 @@ class Experts(nn.Module):
         return self.head(x + (routed + self.shared(flat)).unflatten(0, x.shape[:2]))
 
 
+class Grouped(Experts):
+    """The best of two groups is picked first, as in DeepSeek's router."""
+
+    def routing(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        each = self.router(x).sigmoid().unflatten(1, (2, N // 2))
+        best = each.amax(-1).topk(1).indices
+        mask = torch.zeros_like(each[..., 0]).scatter(1, best, 1.0)
+        gate, chosen = (each * mask[..., None]).flatten(1).topk(TAKEN)
+        return gate / gate.sum(-1, keepdim=True), chosen
+
+
 def exported(*, gathered: bool) -> tuple[Experts, ir.Model]:
     net = tiny.seeded(lambda: Experts(gathered=gathered))
     return net, from_torch(net, {"x": torch.from_numpy(X)}, {})
@@ -75,6 +86,14 @@ def test_experts_are_scored_by_the_published_formula(*, gathered: bool) -> None:
     analysis = analyse(model)
     (got,) = rank("easyep", Context(analysis, analysis.by_role("experts"), [{"x": X}])).values()
     np.testing.assert_allclose(got, published(net, X), rtol=1e-4)
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+def test_a_group_of_experts_has_the_sum_of_their_scores(*, gathered: bool) -> None:
+    net = tiny.seeded(lambda: Grouped(gathered=gathered))
+    analysis = analyse(from_torch(net, {"x": torch.from_numpy(X)}, {}))
+    (got,) = rank("easyep", Context(analysis, analysis.by_role("experts"), [{"x": X}])).values()
+    np.testing.assert_allclose(got, published(net, X).reshape(2, -1).sum(1), rtol=1e-4)
 
 
 def test_the_experts_with_the_lowest_scores_go() -> None:
