@@ -290,10 +290,12 @@ def _place(weights: tuple[WeightUse, ...], role: str) -> str:
     """The block that most of the weights stand in, or the module that makes the units."""
     names = [use.parameter for use in weights]
     if role in {"heads", "query_heads", "head_width", "ffn", "tokens", "experts"}:
-        layers = Counter(layer_of(name) for name in names)
-        layers.pop("", None)
+        layers: dict[str, int] = {}
+        for name in names:
+            if layer := layer_of(name):
+                layers[layer] = layers.get(layer, 0) + 1
         if layers:
-            return layers.most_common(1)[0][0]
+            return max(layers, key=lambda layer: layers[layer])  # of equals the first
     if role != "channels" and (shared := _common(names)):
         return ".".join(shared)
     return names[0].rsplit(".", 1)[0] if "." in names[0] else names[0]
@@ -326,6 +328,8 @@ def _without_weights(
 
 def _with_unique_names(groups: list[Group]) -> tuple[Group, ...]:
     """Give groups of one name a longer place, and a number where that does not help."""
+    if len({group.name for group in groups}) == len(groups):
+        return tuple(groups)
     for attempt in (_by_module, _by_number):
         counts = Counter(group.name for group in groups)
         seen: Counter[str] = Counter()

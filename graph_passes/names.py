@@ -76,13 +76,23 @@ def parameter_name(model: ir.Model, initialiser: str) -> str:
 
 @lru_cache(maxsize=4096)
 def layer_of(name: str) -> str:
-    """Cut a parameter or module name behind its last block number.
+    """Cut a parameter or module name behind the first number that a module's name follows.
 
     ``encoder.layer.3.attention.self.query.weight`` gives ``encoder.layer.3``; a name
     without a number gives "".
     """
-    match = re.match(r"^(.*?\.?\d+)(?:\.[A-Za-z_][\w.:]*)?$", name)
-    return match.group(1) if match else ""
+    stop = name.find(".")
+    while stop >= 0:
+        rest = name[stop + 1 :]
+        is_module = rest[:1].isidentifier() and rest[:1].isascii()
+        if is_module and name[stop - 1 : stop].isdecimal() and _is_path(rest):
+            return name[:stop]
+        stop = name.find(".", stop + 1)
+    return name if name[-1:].isdecimal() else ""
+
+
+def _is_path(text: str) -> bool:
+    return text.replace(".", "").replace(":", "").replace("_", "a").isalnum()
 
 
 __all__ = [

@@ -30,7 +30,9 @@ def _holds(value: ir.Value, array: np.ndarray) -> bool:
     tensor = value.const_value
     if tensor is None or value.is_graph_input() or value.is_graph_output():
         return False
-    return tensor.dtype.numpy() == array.dtype and np.array_equal(tensor.numpy(), array)
+    there = tensor.numpy()
+    same = there.dtype == array.dtype and there.shape == array.shape
+    return same and there.tobytes() == array.tobytes()
 
 
 def new_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

@@ -40,8 +40,8 @@ def target(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     old = constant(node.inputs[slot])
     if old is not None:
         new = [
-            _entry(int(e), expr, keep)
-            for e, expr in zip(old, _aligned(exprs, old.size), strict=True)
+            _entry(e, expr, keep)
+            for e, expr in zip(old.tolist(), _aligned(exprs, old.size), strict=True)
         ]
         replace_ints(node, slot, new)
         return

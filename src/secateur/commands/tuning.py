@@ -23,7 +23,7 @@ def tune(
         "block",
     ),
     site: Annotated[tuple[str, ...], Parameter(negative=())] = (),
-    evaluations: int = 300,
+    evaluations: int = 400,
     seed: int = 0,
     loss: float | None = None,
     latency: str | None = None,

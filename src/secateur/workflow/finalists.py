@@ -82,6 +82,25 @@ def run_off(
     return tuple(rows)
 
 
+def as_near(
+    model: ir.Model,
+    schedules: Sequence[tuple[Select, ...]],
+    answered: Answered,
+    hand: tuple[Select, ...],
+) -> list[tuple[Select, ...]]:
+    """Keep the schedules that leave as many samples their nearest neighbour as ``hand`` does.
+
+    The search minds the loss alone. Where none does as well, or there is no ``hand``, all stay.
+    """
+    if not hand:
+        return list(schedules)
+    wanted = agreement(select_tokens(model, hand), answered).nearest
+    found = [
+        one for one in schedules if agreement(select_tokens(model, one), answered).nearest >= wanted
+    ]
+    return found or list(schedules)
+
+
 def fastest(
     model: ir.Model,
     schedules: Sequence[tuple[Select, ...]],
@@ -108,4 +127,4 @@ def _neighbours(outputs: Array) -> Array:
     return nearest
 
 
-__all__ = ["Agreed", "Answered", "Raced", "agreement", "fastest", "run_off"]
+__all__ = ["Agreed", "Answered", "Raced", "agreement", "as_near", "fastest", "run_off"]

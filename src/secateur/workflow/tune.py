@@ -24,7 +24,7 @@ from secateur.graph_passes.groups import analyse
 from secateur.recipe import Recipe
 from secateur.workflow.data import Samples, load_samples
 from secateur.workflow.deploy import Progress
-from secateur.workflow.finalists import Answered, Raced, agreement, fastest, run_off
+from secateur.workflow.finalists import Answered, Raced, agreement, as_near, fastest, run_off
 from secateur.workflow.model_session import open_model
 from secateur.workflow.pruning import prune_graph, read_plan
 from secateur.workflow.schedules import Judge, Schedules, Variant, selects
@@ -49,7 +49,7 @@ class TuneOptions:
     cut: tuple[str, ...] = ("attention", "block")
     sites: tuple[str, ...] = ()
     """Attention blocks that may drop tokens; empty: all but the last."""
-    evaluations: int = 300
+    evaluations: int = 400
     seed: int = 0
     batch: int = 8
     held_out: float = 0.4
@@ -119,6 +119,7 @@ def tune(recipe: Recipe, options: TuneOptions, *, progress: Progress) -> Tuned:
             )
         with progress.step("run the finalists on held-out samples"):
             near = [schedules.selections(genes) for genes in _near(points, largest, options)]
+            near = as_near(model, near, known, hand)
             chosen = fastest(model, near, known, count=_RACED, folder=place)
             named = {"dense": ()} | ({"recipe": hand} if hand else {})
             named |= {f"found {i + 1}": selections for i, selections in enumerate(chosen)}
