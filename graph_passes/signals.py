@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.errors import BadInputError, PreconditionError
-from secateur.graph_passes.axes import Expr, Sum, size
+from secateur.graph_passes.axes import AxisMap, Expr, Sum, size
 from secateur.graph_passes.axes.expression import concatenation
 from secateur.graph_passes.selection.attention_rows import Row, as_heads
 from secateur.graph_passes.selection.context import Context
@@ -75,16 +75,13 @@ def build(context: Context, names: tuple[str, ...]) -> dict[str, ir.Value]:
 def _signal(context: Context, name: str) -> ir.Value:
     if name in context.given:
         return given_signal(context, name)
-    if name not in SIGNALS:
-        raise BadInputError(
-            f"the selector reads the signal {name!r}, which this site cannot give",
-            where=f"site {context.cut.site!r}",
-            wanted=f"a value of the graph for {name!r}, or one of " + ", ".join(SIGNALS),
-            next_step=f"name it in the recipe: signals: {{{name}: <value of the graph>}}",
-        )
-    check_attends(context.site, name)
-    if not context.class_token:
-        check_class_token(context.emit.graph, context.regions.axes, context.site, name)
+    check_signal(
+        name,
+        context.site,
+        context.emit.graph,
+        context.regions.axes,
+        class_token=context.class_token,
+    )
     value = SIGNALS[name](context)
     axes, window = _TOKEN_AXES.get(name, ()), context.window
     pictures = pictures_of(context.regions, context.site, _wanted(context))
@@ -102,6 +99,33 @@ def _signal(context: Context, name: str) -> ir.Value:
     for axis in axes if fewer else ():
         value = without_first(context.emit, value, axis, fewer)
     return value
+
+
+def check_signal(
+    name: str, site: Site, graph: ir.Graph, axes: AxisMap, *, class_token: bool = False
+) -> None:
+    """Refuse a signal that a site cannot give, before anything is made of it.
+
+    Args:
+        name: The signal.
+        site: Where it is read.
+        graph: The graph of the site.
+        axes: Its axes.
+        class_token: Whether the user says that a class token leads the site's tokens.
+
+    Raises:
+        BadInputError: naming the signal and what the site has.
+    """
+    if name not in SIGNALS:
+        raise BadInputError(
+            f"the selector reads the signal {name!r}, which this site cannot give",
+            where=f"site {site.name!r}",
+            wanted=f"a value of the graph for {name!r}, or one of " + ", ".join(SIGNALS),
+            next_step=f"name it in the recipe: signals: {{{name}: <value of the graph>}}",
+        )
+    check_attends(site, name)
+    if not class_token:
+        check_class_token(graph, axes, site, name)
 
 
 def _about_others(context: Context, name: str) -> PreconditionError:
@@ -404,4 +428,4 @@ def _pick(spec: str, n_layers: int) -> list[int]:
     return everything[slice(int(first) if first else None, int(stop) if stop else None)]
 
 
-__all__ = ["SIGNALS", "build", "lacking", "without_first"]
+__all__ = ["SIGNALS", "build", "check_signal", "lacking", "without_first"]

@@ -258,8 +258,9 @@ def _check_windows(chosen: list[Chosen], windows: Mapping[str, Window], pointers
 
 def _cut(cut: CutPoint, versions: Versions, regions: Regions, region: int) -> None:
     """Let the recorded readers see the kept rows."""
-    rows = versions.kept[region - 1].rows
-    rows = named(rows or versions.gather(cut.value, region), f"{cut.site}.tokens")
+    merge = versions.kept[region - 1].merge
+    rows = versions.gather(cut.value, region) if merge is None else merge(cut.value)
+    rows = named(rows, f"{cut.site}.tokens")
     rows.type = cut.value.type
     # a runtime that does not know the rank fuses nothing with what reads these rows
     rows.shape = _shape_behind(cut.value, cut.site, regions)
@@ -351,7 +352,7 @@ def _record(
         "leaves": selection.leaves,
         "close_gaps": selection.close_gaps,
         "signals": dict(selection.signals),
-        "merges": kept.rows is not None,
+        "merges": kept.merge is not None,
         "score_output": None,
         "index_output": None,
         "kept_output": f"{cut.site}.kept" if selection.expose_kept else None,

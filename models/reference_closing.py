@@ -3,7 +3,8 @@
 No mask says what a state-space model, or a convolution along the tokens, makes of tokens that
 close up. So the module runs on fewer tokens here, each sample by itself. A token that it reads at
 one position, such as a class token in the middle, is known from a run that drops nothing: it
-always stays, and is read where it went.
+always stays, and is read where it went. What merges into a token does so in every stream of hidden
+states that its block returns.
 """
 
 from __future__ import annotations
@@ -58,14 +59,12 @@ def run_closing(
 
 def _check(sites: Sequence[TokenSite]) -> None:
     for site in sites:
-        chosen = site.chosen
-        merges = isinstance(chosen, Selector) and chosen.combine is not None
-        if not site.close_gaps or merges or site.among or site.leaves:
+        if not site.close_gaps or site.among or site.leaves:
             raise BadInputError(
                 "there is no reference for this site beside one that closes gaps",
                 where=f"site {site.site!r}",
-                got="merged tokens" if merges else site.among or site.leaves or "gaps that stay",
-                wanted="close_gaps at every site, among and leaves at none, nothing merged",
+                got=site.among or site.leaves or "gaps that stay",
+                wanted="close_gaps at every site, among and leaves at none",
             )
 
 
@@ -169,6 +168,9 @@ class _Sample:
             self.runs[site.site] = self._in_place(run, self.stands, order)
             self._state = None if run.state is None else run.state[:, order]
             self.stands = self.stands[order]
+            weights = self._weights(site, hidden, order)
+            if weights is not None:
+                return replaced_states(output, lambda x: weights.to(x.dtype) @ x)
             return replaced_states(output, lambda x: x[:, order])
 
         return after
@@ -195,6 +197,22 @@ class _Sample:
         if run.stands_by is not None:
             order = order[run.stands_by[0, order].argsort(descending=True, stable=True)]
         return run, order
+
+    def _weights(self, site: TokenSite, hidden: Tensor, order: Tensor) -> Tensor | None:
+        """(1, K, N) of what each token that stays is made; None where nothing is merged."""
+        chosen = site.chosen
+        if not isinstance(chosen, Selector) or chosen.combine is None:
+            return None
+        signals = {name: self._signal(name, site, hidden) for name in chosen.signals}
+        index = order[None]
+        made = chosen.merge(signals, index, torch.ones_like(index) > 0, site.protected)
+        if made.weights.shape[1] != index.shape[1]:
+            raise BadInputError(
+                "tokens that the method adds have no place among neighbours",
+                where=f"site {site.site!r}",
+                got=f"{site.selector!r}, {made.weights.shape[1]} tokens for {index.shape[1]} kept",
+            )
+        return made.weights
 
     def _signal(self, name: str, site: TokenSite, hidden: Tensor) -> Tensor:
         if name in site.given:

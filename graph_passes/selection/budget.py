@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -70,7 +71,8 @@ class Kept:
         before: (1,) int64, the number of tokens before the selection.
         counts: (B, 1) int64 kept tokens per sample; None where all are K.
         state: (B, K) float32, what the method hands to the next site; None without.
-        rows: (B, K, D) new tokens where the method merges; None where tokens are gathered.
+        merge: Makes (B, K, D) new tokens of (B, N, D) where the method merges; None where
+            tokens are gathered. It serves every stream of hidden states that passes the cut.
             ``index`` then says where each of them stands, and ``chosen`` what was chosen.
         chosen: What was chosen before merging; None where nothing is merged.
         inner: The same of the window that was selected from; None where that is all tokens.
@@ -83,7 +85,7 @@ class Kept:
     before: ir.Value
     counts: ir.Value | None
     state: ir.Value | None = None
-    rows: ir.Value | None = None
+    merge: Callable[[ir.Value], ir.Value] | None = None
     chosen: Kept | None = None
     inner: Kept | None = None
     in_order: bool = True

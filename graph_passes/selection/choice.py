@@ -93,7 +93,18 @@ class Selection:
     @property
     def merges(self) -> bool:
         """Whether the method makes new tokens of what it drops."""
-        return any(output.name == "weights" for output in self.graph.graph.outputs)
+        return self._weights is not None
+
+    @property
+    def appends(self) -> bool:
+        """Whether the method puts new tokens behind those that it keeps."""
+        shape = None if self._weights is None else self._weights.shape
+        return self._weights is not None and (shape is None or str(shape[1]) != "kept")
+
+    @property
+    def _weights(self) -> ir.Value | None:
+        found = (value for value in self.graph.graph.outputs if value.name == "weights")
+        return next(found, None)
 
 
 Chosen = tuple[Selection, Site, CutPoint]
@@ -165,8 +176,7 @@ def choose(chosen: Chosen, around: Surroundings) -> Kept:
     kept = keep(emit, biased, tokens, amount, standing=standing)
     if kept.valid is not None:
         named(kept.valid, f"{cut.site}.valid")
-    hidden = signals.hidden(context)
-    made = _with_results(kept, selector, hidden, emit)
+    made = _with_results(kept, selector, emit)
     return made if window is None else widened(emit, made, window, cut.value)
 
 
@@ -194,12 +204,13 @@ def _tokens(chosen: Chosen, around: Surroundings, window: Window | None) -> Toke
 def _check_fit(selection: Selection, around: Surroundings, window: Window | None) -> None:
     """A selector that was traced for a number of tokens, or of protected ones, needs it."""
     metadata = selection.graph.metadata_props
-    if selection.close_gaps and selection.merges:
+    if selection.close_gaps and selection.appends:
         raise PreconditionError(
-            "merged tokens stand at no place of their own among neighbours",
+            "tokens that the method adds have no place among neighbours",
             where=f"site {selection.site!r}",
             got=f"{metadata.get('secateur.selector', 'a selector')} with close_gaps",
-            next_step="choose a selector whose tokens stay or leave",
+            wanted="one token for each that is kept, in their order",
+            next_step="choose a selector whose tokens stay, leave or merge into those that stay",
         )
     traced = metadata.get(_PROTECTED_KEY)
     if traced is not None and int(traced) != selection.budget.protected:
@@ -266,7 +277,7 @@ def _bias(emit: Emitter, site: str) -> ir.Value:
 # --- what becomes of the tokens --------------------------------------------------------------
 
 
-def _with_results(kept: Kept, selector: Splice, hidden: ir.Value, emit: Emitter) -> Kept:
+def _with_results(kept: Kept, selector: Splice, emit: Emitter) -> Kept:
     """Merge tokens and hand the state on, where the method does."""
     state = selector.result("state")
     if state is not None:
@@ -281,13 +292,14 @@ def _with_results(kept: Kept, selector: Splice, hidden: ir.Value, emit: Emitter)
     selector.give({"index": kept.index, "valid_kept": valid})
     weights, own_valid = selector.result("weights"), selector.result("valid_merged")
     assert weights is not None
-    return _merged(kept, weights, own_valid, hidden, emit)
+    return _merged(kept, weights, own_valid, emit)
 
 
-def _merged(
-    kept: Kept, weights: ir.Value, own_valid: ir.Value | None, hidden: ir.Value, emit: Emitter
-) -> Kept:
-    """New tokens = weights x old ones; each stands where its heaviest part stood."""
+def _merged(kept: Kept, weights: ir.Value, own_valid: ir.Value | None, emit: Emitter) -> Kept:
+    """New tokens = weights x old ones; each stands where its heaviest part stood.
+
+    The weights are float32, (B, K', N).
+    """
     length = emit.op("Shape", weights, start=1, end=2)
     valid = own_valid
     if valid is None and kept.valid is not None:
@@ -300,19 +312,22 @@ def _merged(
     if valid is not None:
         ones = emit.op("Cast", valid, to=ir.DataType.INT64.value)
         counts = emit.op("ReduceSum", ones, emit.ints(1), keepdims=1)
-    dtype = hidden.dtype or ir.DataType.FLOAT
-    if dtype != ir.DataType.FLOAT:
-        weights = emit.op("Cast", weights, to=dtype.value)
     return replace(
         kept,
         index=emit.op("ArgMax", weights, axis=2, keepdims=0),
         valid=valid,
         length=length,
         counts=counts,
-        rows=emit.op("MatMul", weights, hidden),
+        merge=lambda state: emit.op("MatMul", _as_wide(emit, weights, state), state),
         state=_merged_state(kept, length, emit),
         chosen=kept,
     )
+
+
+def _as_wide(emit: Emitter, weights: ir.Value, state: ir.Value) -> ir.Value:
+    """The weights in the type of a stream, which may be another for a model's residual."""
+    dtype = state.dtype or ir.DataType.FLOAT
+    return weights if dtype == ir.DataType.FLOAT else emit.op("Cast", weights, to=dtype.value)
 
 
 def _merged_state(kept: Kept, length: ir.Value, emit: Emitter) -> ir.Value | None:

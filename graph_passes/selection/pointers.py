@@ -71,9 +71,11 @@ class Pointers:
     def follow(self, kept: Kept, region: int) -> None:
         """Count the positions again, and let the reads of the region use them.
 
-        An empty slot points at the last token, so that none counts as standing before.
+        An empty slot points at the last token, so that none counts as standing before. Where
+        tokens are merged, the slots stand as those that were chosen.
         """
         emit = self._emit
+        kept = kept.chosen or kept
         for origin, position in tuple(self._now.items()):
             if kept.in_order:
                 before = emit.op("Cast", emit.op("Less", kept.index, position), to=_INT64)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from secateur.graph_passes.attention_steps import axes_of
 from secateur.graph_passes.axes import UNIT, Expr, size
 from secateur.graph_passes.selection.budget import Kept
 from secateur.graph_passes.selection.emit import Emitter
@@ -292,12 +293,23 @@ class Versions:
                 reason = f"axis {axis} of {want.value.name!r} is made of tokens and more"
                 raise refusal(self._regions, want.reader, reason)
         before = self.get(replace(want, region=want.region - 1, neutral=None))
+        merge = self.kept[want.region - 1].merge
+        if merge is not None and self._is_state(exprs, want.region):
+            return merge(before)
         beside = self._regions.beside_batch(exprs[0])
         if beside is not None and want.rank == len(want.exprs):
             before = self.emit.apart(before, self.heads_of(exprs), want.rank)
             exprs = (self._regions.batch, beside, *exprs[1:])
             return self.emit.joined(self._along(before, exprs, want))
         return self._along(before, exprs, want)
+
+    def _is_state(self, exprs: tuple[Expr, ...], region: int) -> bool:
+        """Tell whether a value is a further stream of the hidden states that a cut reduces.
+
+        A model may carry its residual beside them; a table of positions has no batch.
+        """
+        cut = self._regions.cuts[region - 1].value
+        return exprs == axes_of(self._regions.axes, cut)
 
     def _along(self, value: ir.Value, exprs: tuple[Expr, ...], want: Want) -> ir.Value:
         """Gather a value with the given axes along each that has tokens."""

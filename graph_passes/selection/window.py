@@ -147,14 +147,19 @@ def widened(emit: Emitter, kept: Kept, window: Window, hidden: ir.Value) -> Kept
         inner=kept,
         in_order=kept.in_order,
     )
-    if kept.rows is None or kept.chosen is None:
+    merge = kept.merge
+    if merge is None or kept.chosen is None:
         return made
-    largest = emit.ints(np.iinfo(np.int64).max)
-    first = emit.op("Slice", hidden, emit.ints(0), window.before, emit.ints(1))
-    last = emit.op("Slice", hidden, end, largest, emit.ints(1))
-    rows = emit.op("Concat", first, kept.rows, last, axis=1)
+
+    def merge_inside(state: ir.Value) -> ir.Value:
+        largest = emit.ints(np.iinfo(np.int64).max)
+        first = emit.op("Slice", state, emit.ints(0), window.before, emit.ints(1))
+        last = emit.op("Slice", state, end, largest, emit.ints(1))
+        rows = merge(inside(emit, state, window, 1, kept.before))
+        return emit.op("Concat", first, rows, last, axis=1)
+
     chosen = widened(emit, kept.chosen, window, hidden)
-    return replace(made, rows=rows, chosen=chosen)
+    return replace(made, merge=merge_inside, chosen=chosen)
 
 
 def _places(emit: Emitter, start: ir.Value, end: ir.Value, batch: ir.Value) -> ir.Value:

@@ -179,7 +179,8 @@ class Selection(_Strict):
     by: str = "class_row"
     """Which selector ranks the tokens; ``secateur methods`` lists them."""
     keep: float
-    """A share in (0, 1) of each sample's valid tokens, or a whole number of tokens."""
+    """A share in (0, 1) of each sample's valid tokens, or a whole number of tokens: a sample with
+    fewer keeps all, and a number that no input of the profiles reaches is refused."""
     protected: Annotated[int, Field(ge=0)] = 1
     """Leading tokens that are always kept (the class token)."""
     budget: Literal["input", "constant"] = "input"

@@ -24,7 +24,7 @@ from secateur.export.verify import run
 from secateur.graph_passes.force_selection import force
 from secateur.models.families.vision_mamba import Mixer, Sizes, VisionMamba
 from secateur.models.reference import run as reference_run
-from secateur.models.selectors import Selection
+from secateur.models.selectors import Merge, Selection, selector
 from secateur.workflow.golden import token_sites
 from secateur.workflow.selecting import Select, select_tokens
 
@@ -339,18 +339,61 @@ def test_the_reference_closes_all_gaps_or_none(opened: LoadedModel, dense: ir.Mo
         reference_run(opened.net, x, [replace(sites[0], selector="class_row")])
 
 
-@pytest.mark.parametrize(
-    "by", ["class_row", *(pytest.param(one, marks=pytest.mark.sweep) for one in ("fopru", "flowcut"))]
-)
+LATER = [pytest.param(one, marks=pytest.mark.sweep) for one in ("fopru", "flowcut")]
+
+
+@pytest.mark.parametrize("by", ["class_row", "hiprune", *LATER])
 def test_a_signal_of_attention_is_refused_by_name(dense: ir.Model, by: str) -> None:
     with pytest.raises(BadInputError, match=r"reads the signal '\w+', which this site cannot give"):
         select_tokens(dense, [Select("layers.0", by, KEEP, 0, close_gaps=True)])
 
 
-@pytest.mark.sweep
-def test_merged_tokens_are_refused_where_tokens_become_neighbours(dense: ir.Model) -> None:
-    with pytest.raises(PreconditionError, match="no place of their own among neighbours"):
-        select_tokens(dense, [Select("layers.0", "aim", KEEP, 0, close_gaps=True)])
+def merging(layer: int, protected: int = 0) -> Select:
+    return Select(f"layers.{layer}", "aim", 0.7, protected, close_gaps=True)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param([merging(0, 1)], id="the class token takes others in"),
+        pytest.param([merging(0), merging(1)], marks=pytest.mark.sweep, id="twice"),
+    ],
+)
+def test_merged_tokens_merge_in_the_residual_stream_too(
+    opened: LoadedModel, dense: ir.Model, made: list[Select]
+) -> None:
+    model, x = select_tokens(dense, made), pictures()
+    share = {f"{one.site}.permille": np.array([700]) for one in made}
+    got = run(model, {"pixel_values": x.numpy(), **share})
+    assert opened.net is not None
+    want = reference_run(opened.net, {"pixel_values": x}, token_sites(model, {}))
+    np.testing.assert_allclose(got["logits"], want.outputs["logits"], rtol=1e-4, atol=1e-5)
+
+
+def adding(hidden: Tensor, index: Tensor) -> Merge:
+    """What is kept, and the mean of all."""
+    same = torch.eye(hidden.shape[1])[index]
+    mean = torch.full_like(same[:, :1], 1 / hidden.shape[1])
+    return Merge(torch.cat([same, mean], dim=1))
+
+
+@selector("test_adding", source="none", kind="merge", combine=adding)
+def norm_and_mean(hidden: Tensor) -> Tensor:
+    return hidden.float().square().sum(dim=2)
+
+
+def test_tokens_that_a_method_adds_have_no_place_among_neighbours(
+    opened: LoadedModel, dense: ir.Model
+) -> None:
+    made = Select("layers.0", "test_adding", KEEP, 0, close_gaps=True)
+    with pytest.raises(PreconditionError, match="the method adds"):
+        select_tokens(dense, [made])
+    assert opened.net is not None
+    site = token_sites(select_tokens(dense, [by_norm(0)]), {})[0]
+    with pytest.raises(BadInputError, match="the method adds"):
+        reference_run(
+            opened.net, {"pixel_values": pictures()}, [replace(site, selector="test_adding")]
+        )
 
 
 def test_a_module_that_is_not_there_is_no_site(dense: ir.Model) -> None:

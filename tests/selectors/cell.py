@@ -190,8 +190,18 @@ def check(name: str, target_name: str, *, engine: bool = True) -> Row:
             op = _op(error) or ("Scan" if case.target.scans else "")
             refusals = (Refusal(name, target_name, "rtx", op, _parser(str(error))),)
             if case.target.scans:  # a length that no input decides
-                built = f"{_build(insert(case, 'constant'), case.target)}, share constant"
+                built, more = _constant(name, case)
+                refusals += more
     return Row(name, target_name, *verdicts, built, _since(started), refusals)
+
+
+def _constant(name: str, case: Case) -> tuple[str, tuple[Refusal, ...]]:
+    """Build with the share in the graph; a method may still count by itself."""
+    try:
+        return f"{_build(insert(case, 'constant'), case.target)}, share constant", ()
+    except SecateurError as error:
+        message = _parser(str(error))
+        return "refused", (Refusal(name, "mamba", "rtx, share constant", "Scan", message),)
 
 
 def _since(started: float) -> float:

@@ -204,6 +204,7 @@ def test_more_tokens_than_the_profile_has_are_refused(refused, encoder_onnx, tmp
     told = refused("deploy", _recipe(tmp_path, encoder_onnx, rest))
     assert "48" in told
     assert "layers.0" in told
+    assert "at most 32 tokens, by the largest shapes" in told
 
 
 def test_more_tokens_than_topk_takes_are_refused(refused, encoder_onnx, tmp_path):

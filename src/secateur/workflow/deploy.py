@@ -38,6 +38,7 @@ from secateur.workflow.quantising import quantisation_record, quantised, what_wa
 from secateur.workflow.random_inputs import made_up_batches
 from secateur.workflow.report import render_report
 from secateur.workflow.results import Frozen, Results
+from secateur.workflow.select_checks import check_counts, largest_sizes
 from secateur.workflow.selecting import Select, select_tokens, selection_rows
 from secateur.workflow.sources import Source, load_model
 from secateur.workflow.timing import time_variants
@@ -168,6 +169,7 @@ def _make(recipe: Recipe, progress: Progress) -> Work:
         return Work(source, reference, samples, chosen, analysis, pruned, source.graph, smaller)
     with progress.step("insert the token selections"):
         shipped = select_tokens(smaller, selections, restore=recipe.restore)
+        check_counts(shipped, largest_sizes(shipped, recipe.traffic or recipe.profile))
         tokens_only = select_tokens(whole, selections, restore=recipe.restore)
     return Work(source, reference, samples, chosen, analysis, pruned, tokens_only, shipped)
 

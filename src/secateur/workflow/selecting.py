@@ -19,6 +19,7 @@ from secateur.graph_passes.stream_sites import site_at
 from secateur.graph_passes.token_selection import Selection, insert_selections
 from secateur.workflow.golden import site_records
 from secateur.workflow.results import SelectionRow
+from secateur.workflow.select_checks import check_counts, check_signals
 
 if TYPE_CHECKING:
     from secateur.export.selector_graph import Signature
@@ -29,8 +30,9 @@ class Select:
     """One place where the running model drops tokens.
 
     ``keep`` is a share in (0, 1) of each sample's valid tokens, or a whole number of tokens;
-    with ``budget="input"`` it is only the default of an input of the graph. A method that decides
-    itself how many tokens stay does not read it.
+    with ``budget="input"`` it is only the default of an input of the graph. A sample with fewer
+    tokens keeps all; a number that no sample can have is refused. A method that decides itself
+    how many tokens stay does not read it.
 
     ``options`` are the method's, ``cut`` says where tokens leave (``block``, ``attention``, a
     value or a module of the graph), ``signals`` which values give signals that no site has.
@@ -89,8 +91,8 @@ def select_tokens(
     names the values or modules at which all tokens are put back, dropped ones as they left.
 
     Raises:
-        BadInputError: a site that the model lacks, an unknown selector, sites
-            for a model that has its own.
+        BadInputError: a site that the model lacks, an unknown selector, one whose signals the
+            site lacks, more tokens to keep than there are, sites for a model that has its own.
         PreconditionError: a node behind a cut that tokens cannot be taken from.
     """
     if has_markers(model):
@@ -105,8 +107,12 @@ def select_tokens(
     axes, order = analyse_axes(model), list(model.graph)
     found = [(site_at(model, axes, one.site), one) for one in selections]
     first = min((order.index(site.node) for site, _ in found), default=0)
+    for site, one in found:
+        check_signals(model, axes, site, one)
     made = [_selection(model, site, one, sees_all=site.node is order[first]) for site, one in found]
-    return insert_selections(model, tuple(made), restore=tuple(restore))
+    selecting = insert_selections(model, tuple(made), restore=tuple(restore))
+    check_counts(selecting)
+    return selecting
 
 
 def _selection(model: ir.Model, site: Site, wanted: Select, *, sees_all: bool) -> Selection:
@@ -166,9 +172,10 @@ def selection_rows(model: ir.Model) -> tuple[SelectionRow, ...]:
     rows = []
     for record in site_records(model):
         budget = record["budget"]
-        share = f"{budget['default'] / 10:g} % of the valid tokens"
-        unit = budget.get("unit", budget["kind"])
-        keep = share if unit == "permille" else f"{budget['default']} tokens"
+        keep = f"{budget['default'] / 10:g} % of the valid tokens"
+        if budget.get("unit", budget["kind"]) != "permille":
+            is_known = str(record["tokens"]).isdigit()
+            keep = f"{'' if is_known else 'up to '}{budget['default']} tokens"
         control = budget.get("input") or "constant"
         rows.append(
             SelectionRow(record["site"], record["selector"], keep, record["protected"], control)
