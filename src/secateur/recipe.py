@@ -178,7 +178,7 @@ class Selection(_Strict):
     """The attention block after which tokens go, as ``encoder.layer.1``."""
     by: str = "class_row"
     """Which selector ranks the tokens; ``secateur methods`` lists them."""
-    keep: float
+    keep: int | float
     """A share in (0, 1) of each sample's valid tokens, or a whole number of tokens: a sample with
     fewer keeps all, and a number that no input of the profiles reaches is refused."""
     protected: Annotated[int, Field(ge=0)] = 1

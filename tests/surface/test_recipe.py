@@ -10,6 +10,7 @@ import pytest
 from secateur.errors import BadInputError
 from secateur.recipe import Recipe, Selection, json_schema, parse_shapes
 from secateur.workflow.recipe_file import load_recipe
+from secateur.workflow.schedules import selects
 
 GOOD = """\
 name: small
@@ -77,6 +78,12 @@ def test_keep_as_a_share_is_counted_in_permille():
     share, count = Selection(site="a", keep=0.6), Selection(site="a", keep=64)
     assert (share.is_share, share.amount) == (True, 600)
     assert (count.is_share, count.amount) == (False, 64)
+
+
+@pytest.mark.parametrize(("keep", "kind", "default"), [(0.6, "permille", 600), (64, "count", 64)])
+def test_a_share_and_a_count_reach_the_graph_as_such(keep, kind, default):
+    (wanted,) = selects([Selection(site="a", keep=keep)])
+    assert (wanted.amount.kind, wanted.amount.default) == (kind, default)
 
 
 def test_a_missing_key_is_named(tmp_path):
