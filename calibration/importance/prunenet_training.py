@@ -6,7 +6,7 @@ in full precision, and without its clipping of gradients, which it calls too lat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from secateur.calibration.importance.magnitude import weight as weight_of
 from secateur.calibration.importance.prunenet import largest_gap, makes
+from secateur.calibration.progress import Tell, silent
 from secateur.errors import BadInputError
 from secateur.graph_passes.groups import Group
 
@@ -26,10 +27,6 @@ _NO_GAP = 99999.0
 """Reward of rows whose spectrum is that of the whole matrix."""
 
 
-def _silent(_text: str) -> None:
-    """Tell nobody."""
-
-
 @dataclass(frozen=True, slots=True)
 class Training:
     """How a policy is trained."""
@@ -39,7 +36,7 @@ class Training:
     episodes: int = 20
     learning_rate: float = 1e-3
     seed: int = 0
-    progress: Callable[[str], None] = _silent
+    progress: Tell = silent
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1 or self.episodes < 1:

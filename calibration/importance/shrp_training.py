@@ -8,7 +8,7 @@ nothing, and the small network is left behind when the routers are done.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.calibration.importance.prunenet import makes
+from secateur.calibration.progress import Tell, silent
 from secateur.calibration.statistics.gathering import gather
 from secateur.calibration.statistics.places import Place, all_places, places_of
 from secateur.calibration.statistics.rows import Weights
@@ -30,10 +31,6 @@ _MOST_ROWS = 8192
 """Tokens of a layer that are kept in memory."""
 
 
-def _silent(_text: str) -> None:
-    """Tell nobody."""
-
-
 @dataclass(frozen=True, slots=True)
 class Training:
     """How routers are trained."""
@@ -42,7 +39,7 @@ class Training:
     batch: int = 256
     learning_rate: float = 3e-3
     seed: int = 0
-    progress: Callable[[str], None] = _silent
+    progress: Tell = silent
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:

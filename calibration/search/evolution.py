@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from secateur.calibration.progress import Tell, silent
 from secateur.calibration.search.journal import Genes, Journal
 from secateur.errors import BadInputError
 
@@ -26,10 +27,6 @@ STAGES = 3
 
 Judge = Callable[[Genes, int], float]
 """Loss of genes at a stage; the last one sees all data."""
-
-
-def _silent(_text: str) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +43,7 @@ class Evolution:
     """Where losses are kept, so that an interrupted search goes on."""
     measure: str = "error"
     """``error``: squared, of the first output; ``kl``: of its softmax, as published."""
-    progress: Callable[[str], None] = _silent
+    progress: Tell = silent
     """Told the best loss after every generation."""
 
     def __post_init__(self) -> None:

@@ -79,6 +79,29 @@ def test_a_schedule_judged_without_building_it_is_the_one_that_is_built(
     assert agreement(built, known).loss == pytest.approx(point.loss, rel=1e-4)
 
 
+def test_schedules_that_move_the_nearest_samples_go_on_only_where_all_do(
+    folder: Path,
+) -> None:
+    from secateur.workflow.data import load_samples
+    from secateur.workflow.finalists import Heat, agreement, fastest
+    from secateur.workflow.selecting import Select, select_tokens
+    from secateur.workflow.tune import split_samples
+
+    recipe = load_recipe(folder / "recipe.yaml")
+    source = load_model(recipe.model.source)
+    samples = load_samples(recipe.data, source)
+    known, _ = split_samples(samples, source, source.outputs[0], OPTIONS)
+    gentle, rough = ((Select("layers.0", "column_mean", keep),) for keep in (0.999, 0.1))
+    models = [select_tokens(source.graph, one) for one in (gentle, rough)]
+    assert agreement(models[0], known).nearest == 1.0
+    assert agreement(models[1], known).nearest < 1.0
+    both = [rough, gentle]
+    assert fastest(source.graph, both, Heat(known, folder, 2, nearest=1.0)) == [gentle]
+    assert fastest(source.graph, both, Heat(known, folder, 2)) == both
+    assert fastest(source.graph, [rough], Heat(known, folder, 2, nearest=1.0)) == [rough]
+    assert len(fastest(source.graph, both, Heat(known, folder, 1))) == 1
+
+
 def test_the_schedule_found_is_a_recipe(found: Tuned, folder: Path) -> None:
     text = RECIPE[: RECIPE.index("select:")] + recipe_lines(found.best.selections)
     (folder / "again.yaml").write_text(text)

@@ -50,6 +50,17 @@ class Raced:
     nearest: float
 
 
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """How the schedules that go on are picked from those that agree."""
+
+    answered: Answered
+    folder: Path
+    count: int
+    nearest: float = 0.0
+    """Share of samples that have to keep their nearest neighbour."""
+
+
 def agreement(model: ir.Model, answered: Answered) -> Agreed:
     """Compare a model with the dense one's answers."""
     feeds = default_budgets(model)
@@ -82,39 +93,25 @@ def run_off(
     return tuple(rows)
 
 
-def as_near(
-    model: ir.Model,
-    schedules: Sequence[tuple[Select, ...]],
-    answered: Answered,
-    hand: tuple[Select, ...],
-) -> list[tuple[Select, ...]]:
-    """Keep the schedules that leave as many samples their nearest neighbour as ``hand`` does.
-
-    The search minds the loss alone. Where none does as well, or there is no ``hand``, all stay.
-    """
-    if not hand:
-        return list(schedules)
-    wanted = agreement(select_tokens(model, hand), answered).nearest
-    found = [
-        one for one in schedules if agreement(select_tokens(model, one), answered).nearest >= wanted
-    ]
-    return found or list(schedules)
-
-
 def fastest(
-    model: ir.Model,
-    schedules: Sequence[tuple[Select, ...]],
-    answered: Answered,
-    *,
-    count: int,
-    folder: Path,
+    model: ir.Model, schedules: Sequence[tuple[Select, ...]], heat: Heat
 ) -> list[tuple[Select, ...]]:
-    """Return the ``count`` schedules that take the least time, fastest first."""
-    if len(schedules) <= count:
-        return list(schedules)
+    """Return the schedules that take the least time; more than ``count`` are timed for that.
+
+    Those that leave too few samples their nearest neighbour do not run, unless all do: the
+    search minds the loss alone.
+    """
     models = {str(i): select_tokens(model, one) for i, one in enumerate(schedules)}
-    taken = race(models, answered.batches, rounds=_HEAT_ROUNDS, folder=folder)
-    return [schedules[int(name)] for name in sorted(taken, key=taken.__getitem__)[:count]]
+    near = {
+        name: one
+        for name, one in models.items()
+        if agreement(one, heat.answered).nearest >= heat.nearest
+    }
+    near = near or models
+    if len(near) > heat.count:
+        taken = race(near, heat.answered.batches, rounds=_HEAT_ROUNDS, folder=heat.folder)
+        return [schedules[int(name)] for name in sorted(taken, key=taken.__getitem__)[: heat.count]]
+    return [schedules[int(name)] for name in near]
 
 
 def _neighbours(outputs: Array) -> Array:
@@ -127,4 +124,4 @@ def _neighbours(outputs: Array) -> Array:
     return nearest
 
 
-__all__ = ["Agreed", "Answered", "Raced", "agreement", "as_near", "fastest", "run_off"]
+__all__ = ["Agreed", "Answered", "Heat", "Raced", "agreement", "fastest", "run_off"]

@@ -24,11 +24,11 @@ from secateur.graph_passes.groups import analyse
 from secateur.recipe import Recipe
 from secateur.workflow.data import Samples, load_samples
 from secateur.workflow.deploy import Progress
-from secateur.workflow.finalists import Answered, Raced, agreement, as_near, fastest, run_off
+from secateur.workflow.finalists import Agreed, Answered, Heat, Raced, agreement, fastest, run_off
 from secateur.workflow.model_session import open_model
 from secateur.workflow.pruning import prune_graph, read_plan
 from secateur.workflow.schedules import Judge, Schedules, Variant, selects
-from secateur.workflow.selecting import Select, select_tokens
+from secateur.workflow.selecting import select_tokens
 from secateur.workflow.sources import Source, load_model
 from secateur.workflow.tuning_times import measure_layers
 
@@ -108,7 +108,8 @@ def tune(recipe: Recipe, options: TuneOptions, *, progress: Progress) -> Tuned:
             times = _layer_times(journal, model, schedules, samples, options)
         judge = Judge(model, schedules, known, place)
         with progress.step(f"search up to {options.evaluations} schedules"), judge:
-            largest = None if options.latency_ms is not None else _loss(model, hand, known, options)
+            own = agreement(select_tokens(model, hand), known) if hand else None
+            largest = None if options.latency_ms is not None else _loss(own, options)
             points = search(
                 schedules.space,
                 lambda genes: judge.judge(genes, times),
@@ -119,8 +120,7 @@ def tune(recipe: Recipe, options: TuneOptions, *, progress: Progress) -> Tuned:
             )
         with progress.step("run the finalists on held-out samples"):
             near = [schedules.selections(genes) for genes in _near(points, largest, options)]
-            near = as_near(model, near, known, hand)
-            chosen = fastest(model, near, known, count=_RACED, folder=place)
+            chosen = fastest(model, near, Heat(known, place, _RACED, own.nearest if own else 0.0))
             named = {"dense": ()} | ({"recipe": hand} if hand else {})
             named |= {f"found {i + 1}": selections for i, selections in enumerate(chosen)}
             raced = run_off(model, named, unknown, rounds=options.rounds, folder=place)
@@ -209,18 +209,16 @@ def _subject(model: ir.Model, recipe: Recipe, schedules: Schedules) -> dict[str,
     }
 
 
-def _loss(
-    model: ir.Model, hand: tuple[Select, ...], known: Answered, options: TuneOptions
-) -> float:
-    """The largest loss that counts as found: given, or that of the recipe's own schedule."""
+def _loss(own: Agreed | None, options: TuneOptions) -> float:
+    """The largest loss that counts as found: given, or that of the recipe's ``own`` schedule."""
     if options.loss is not None:
         return options.loss
-    if not hand:
+    if own is None:
         raise BadInputError(
             "there is nothing to be no worse than",
             wanted="a schedule in the recipe (select), a largest loss, or a latency",
         )
-    return agreement(select_tokens(model, hand), known).loss
+    return own.loss
 
 
 def _off(point: Point, largest: float | None, options: TuneOptions) -> float:
