@@ -73,14 +73,6 @@ def insert_selections(
     return copy
 
 
-def insert_selection(
-    model: ir.Model, site: Site | str, selector_graph: ir.Model, budget: Budget
-) -> ir.Model:
-    """Return a model that drops tokens at one site; see ``insert_selections``."""
-    name = site if isinstance(site, str) else site.name
-    return insert_selections(model, (Selection(name, selector_graph, budget),))
-
-
 class InsertTokenSelection(InPlacePass):
     """Readers of the residual stream behind a site get its selected rows.
 
@@ -419,6 +411,5 @@ __all__ = [
     "Selection",
     "check_selectable",
     "insert_at",
-    "insert_selection",
     "insert_selections",
 ]

@@ -221,11 +221,6 @@ def _own_selections(tokens: Tokens) -> Iterator[None]:
         module._select = original  # noqa: SLF001
 
 
-def with_amounts(sites: Sequence[TokenSite], amounts: Mapping[str, int]) -> tuple[TokenSite, ...]:
-    """Return the sites with other budgets, by site name."""
-    return tuple(replace(s, amount=amounts.get(s.site, s.amount)) for s in sites)
-
-
 __all__ = [
     "ReferenceRun",
     "Removed",
@@ -235,5 +230,4 @@ __all__ = [
     "named_outputs",
     "neutralised",
     "run",
-    "with_amounts",
 ]

@@ -69,15 +69,6 @@ def normalised(weights: Array) -> Array:
     return even
 
 
-def weighted_hessian(inputs: NDArray[Any], weights: Array) -> Array:
-    """Two over the number of sequences, times the weighted sum of x x^T over (S, T, in)."""
-    x = np.asarray(inputs, dtype=np.float64)
-    scaled = x * np.sqrt(normalised(weights))[..., None]
-    rows = scaled.reshape(-1, x.shape[-1])
-    hessian: Array = rows.T @ rows * (2.0 / len(x))
-    return hessian
-
-
 __all__ = [
     "by_attention",
     "by_distance",
@@ -87,5 +78,4 @@ __all__ = [
     "chunks",
     "normalised",
     "spread",
-    "weighted_hessian",
 ]
