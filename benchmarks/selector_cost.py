@@ -39,7 +39,7 @@ from secateur.models.selectors import SELECTORS
 TOKENS = (196, 576, 2880)
 KEEPS = (500, 250, 100)
 BATCHES = (1, 8)
-LARGEST_BYTES = 1 << 30
+LARGEST_BYTES = 4 << 30
 """Inputs of the added nodes above this are not made; the row says so."""
 
 WIDTH, HEADS = 768, 12
@@ -74,17 +74,17 @@ def names() -> list[str]:
     return [name for name in SELECTORS if name not in FREE]
 
 
-def prepare(folder: Path, only: list[str]) -> None:
+def prepare(folder: Path, only: list[str], tokens: Iterable[int] = TOKENS) -> None:
     """Write, for each number of tokens, the layer and the nodes that each selector adds."""
     folder.mkdir(parents=True, exist_ok=True)
-    for n_tokens in TOKENS:
+    for n_tokens in tokens:
         host = folder / f"host_{n_tokens}.onnx"
         if not host.is_file():
             inputs = encoder_inputs(n_tokens + 1, WIDTH)
             net = Encoder(WIDTH, HEADS, 2).eval()
             onnx.save(ir.to_proto(from_torch(net, inputs, {"hidden": {0: "batch"}})), host)
     for name in only or names():
-        for n_tokens in TOKENS:
+        for n_tokens in tokens:
             path = folder / f"{name}_{n_tokens}.onnx"
             if not path.is_file():
                 dense = ir.load(folder / f"host_{n_tokens}.onnx")
@@ -389,7 +389,7 @@ def main() -> int:
     if options.step == "prepare" and options.model:
         prepare_models(options.folder, options.model, options.only)
     elif options.step == "prepare":
-        prepare(options.folder, options.only)
+        prepare(options.folder, options.only, options.tokens)
     elif options.step == "cost":
         for tokens in options.tokens:
             for batch in options.batch:

@@ -48,6 +48,8 @@ IMPORTANCE = (
     *("obspa", "obspa (noise)", "obspa (blobs)"),
 )
 COMPENSATION = ("none", "bias", "obspa_sweep", "obspa", "tyr", "least_squares")
+ONLY = {"shrp": "heads"}
+"""Criteria that rank units of one role; the others stay whole, so that more parameters are left."""
 DRAWS = 3
 """Seeds of the control."""
 
@@ -158,6 +160,8 @@ class Bench:
     def _scores(self, name: str, data: list[Batch], seed: int) -> list[dict[str, Any]]:
         found = []
         for role in self.case.roles:
+            if role != ONLY.get(name, role) and ONLY[name] in self.case.roles:
+                continue
             groups = removable(self.analysis, role)
             given = self.case.arrays() if name in TRAINED else {}
             if name == "prunenet":  # one policy for all groups of a role

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -62,16 +61,21 @@ _QUANTISED = frozenset(
 """Ops that read weights of whole numbers."""
 
 
-class WeightUse(NamedTuple):
+class WeightUse:
     """One axis of one use of a weight that contains the group's atom."""
 
-    initialiser: str
-    parameter: str
-    """The user's name of it, or the initialiser's where export left no other."""
-    axis: int
-    expr: Expr
-    node: ir.Node
-    slot: int
+    __slots__ = ("axis", "expr", "initialiser", "node", "parameter", "slot")
+
+    def __init__(  # noqa: PLR0913, PLR0917 - its fields
+        self, initialiser: str, parameter: str, axis: int, expr: Expr, node: ir.Node, slot: int
+    ) -> None:
+        self.initialiser = initialiser
+        self.parameter = parameter
+        """The user's name of it, or the initialiser's where export left no other."""
+        self.axis = axis
+        self.expr = expr
+        self.node = node
+        self.slot = slot
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -81,9 +85,12 @@ class WeightUse(NamedTuple):
         return () if tensor is None else tuple(tensor.shape.numpy())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, init=False, eq=False)
 class Group:
-    """A set of units that come and go together, over every weight they touch."""
+    """A set of units that come and go together, over every weight they touch.
+
+    Not to be changed: frozen dataclasses take ten times as long to make, and a graph has many.
+    """
 
     name: str
     role: str
@@ -92,6 +99,18 @@ class Group:
     weights: tuple[WeightUse, ...]
     exact: bool
     """Removing units equals setting them to the neutral element wherever they are combined."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - its fields
+        self,
+        name: str,
+        role: str,
+        layer: str,
+        atom: Atom,
+        weights: tuple[WeightUse, ...],
+        exact: bool,
+    ) -> None:
+        self.name, self.role, self.layer = name, role, layer
+        self.atom, self.weights, self.exact = atom, weights, exact
 
     @property
     def size(self) -> int:
@@ -138,6 +157,8 @@ class Analysis:
     groups: tuple[Group, ...]
     allow_outputs: tuple[str, ...] = ()
     """Graph outputs whose axes count as groups like any other."""
+    checked: list[object] = field(default_factory=list, repr=False)
+    """The last plan that ``make_plan`` made for it, if any: it needs no second look."""
     _by_name: dict[str, Group] = field(default_factory=dict, repr=False)
 
     def group(self, name: str) -> Group:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,7 @@ def make_plan(
 ) -> Plan:
     """Return a plan for this model, checked."""
     plan = Plan(
-        dict(keep),
+        MappingProxyType(dict(keep)),  # nothing is changed after it was checked
         _sizes(analysis),
         analysis.fingerprint,
         allow_inexact,
@@ -145,6 +146,7 @@ def make_plan(
         blocks,
     )
     _check(analysis, plan)
+    analysis.checked[:] = [plan]
     return plan
 
 
@@ -160,7 +162,8 @@ def resolve_plan(analysis: Analysis, plan: Plan) -> dict[Atom, NDArray[np.int64]
             do not exist or stand twice, a group that would be emptied, frozen or inexact, or
             that lies in a block which goes whole.
     """
-    _check(analysis, plan)
+    if not (analysis.checked and analysis.checked[0] is plan):
+        _check(analysis, plan)
     kept = [(analysis.group(name), units) for name, units in plan.keep.items()]
     return {
         group.atom: np.sort(np.fromiter(units, np.int64, len(units)))

@@ -14,12 +14,13 @@ from secateur.graph_passes.axes.sizes import Size
 from secateur.graph_passes.axes.solver import Solver
 
 
-class FoldUse(NamedTuple):
+class FoldUse:
     """One fold of the graph: the ports of ``node`` that are combined away."""
 
-    node: ir.Node
-    ports: tuple[Port, ...]
-    neutral: float | None
+    __slots__ = ("neutral", "node", "ports")
+
+    def __init__(self, node: ir.Node, ports: tuple[Port, ...], neutral: float | None) -> None:
+        self.node, self.ports, self.neutral = node, ports, neutral
 
 
 class IndexUse(NamedTuple):
@@ -37,14 +38,21 @@ class Entry(NamedTuple):
     sources: tuple[Expr, ...] = ()
 
 
-class Visit(NamedTuple):
+class Visit:
     """A node of the graph as the walk saw it; onnx_ir's own properties take longer to read."""
 
-    node: ir.Node
-    key: str
-    """Of its op in the tables of rules."""
-    inputs: Sequence[ir.Value | None]
-    outputs: Sequence[ir.Value]
+    __slots__ = ("inputs", "key", "node", "outputs")
+
+    def __init__(
+        self,
+        node: ir.Node,
+        key: str,
+        inputs: Sequence[ir.Value | None],
+        outputs: Sequence[ir.Value],
+    ) -> None:
+        self.node, self.inputs, self.outputs = node, inputs, outputs
+        self.key = key
+        """Of its op in the tables of rules."""
 
 
 class AxisMap:

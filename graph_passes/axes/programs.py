@@ -8,7 +8,6 @@ have one program. A rule that looked at more, see ``View.is_particular``, is ask
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple
 
 import onnx_ir as ir
 
@@ -46,25 +45,31 @@ another than ``Same`` and ``Fold``, or names no input, and is executed as it sta
 """
 
 
-class Program(NamedTuple):
+class Program:
     """What happens to the axes of one node."""
 
-    is_described: bool
-    """Some relation says something."""
-    steps: tuple[Step, ...]
-    carried: int
-    """The input whose axes the only output has, as they are; -1 where there is none."""
-    joins: tuple[Step, ...]
-    """What is left of ``steps`` if that input is handed on: nothing is put on the output."""
-    folds: tuple[Fold, ...]
-    unmentioned: Pairs
-    """Axes of inputs, as (slot, axis), that no relation names."""
-    is_settled: bool
-    """The steps, and freezing what is unmentioned, look at every axis of every input."""
-    output_ranks: tuple[int, ...]
-    """Axes of each output, as the file declares them or else as the relations name them."""
-    reads: frozenset[int]
-    """Inputs whose positions a relation reads an axis at."""
+    __slots__ = (
+        *("carried", "folds", "is_described", "is_settled", "joins", "output_ranks", "reads"),
+        *("steps", "unmentioned"),
+    )
+
+    def __init__(self, steps: tuple[Step, ...], *, is_described: bool, is_settled: bool) -> None:
+        self.steps = steps
+        self.is_described = is_described
+        """Some relation says something."""
+        self.is_settled = is_settled
+        """The steps, and freezing what is unmentioned, look at every axis of every input."""
+        self.carried = -1
+        """The input whose axes the only output has, as they are; -1 where there is none."""
+        self.joins: tuple[Step, ...] = ()
+        """What is left of ``steps`` if that input is handed on: nothing is put on the output."""
+        self.folds: tuple[Fold, ...] = ()
+        self.unmentioned: Pairs = ()
+        """Axes of inputs, as (slot, axis), that no relation names."""
+        self.output_ranks: tuple[int, ...] = ()
+        """Axes of each output, as the file declares them or else as the relations name them."""
+        self.reads: frozenset[int] = frozenset()
+        """Inputs whose positions a relation reads an axis at."""
 
 
 class Programs:
@@ -158,19 +163,14 @@ def program_of(
         for axis in range(rank)
         if (slot, axis) not in named
     ]
-    ranks = tuple([_rank(i, rank, named) for i, rank in enumerate(declared)])
-    carried = _carried(steps, input_ranks, ranks)
-    return Program(
-        is_described,
-        tuple(steps),
-        carried,
-        () if carried < 0 else tuple([(s, a, more, (), r) for s, a, more, _, r in steps if more]),
-        tuple(folds),
-        tuple(unmentioned),
-        is_settled,
-        ranks,
-        frozenset(reads),
-    )
+    program = Program(tuple(steps), is_described=is_described, is_settled=is_settled)
+    program.output_ranks = ranks = tuple([_rank(i, rank, named) for i, rank in enumerate(declared)])
+    program.carried = carried = _carried(steps, input_ranks, ranks)
+    if carried >= 0:
+        program.joins = tuple([(s, a, more, (), r) for s, a, more, _, r in steps if more])
+    program.folds, program.unmentioned = tuple(folds), tuple(unmentioned)
+    program.reads = frozenset(reads)
+    return program
 
 
 def _carried(
