@@ -39,7 +39,9 @@ def merge(
     if valid is None:
         n_appended = made.weights.shape[1] - index.shape[1]
         valid = torch.nn.functional.pad(used, (0, n_appended), value=True)
-    place = torch.where(valid, made.weights.argmax(dim=2), n_tokens)
+    # Who is kept stays in place, whatever merges into it; a new token stands by its heaviest part.
+    stands = torch.cat([index, made.weights[:, index.shape[1] :].argmax(dim=2)], dim=1)
+    place = torch.where(valid, stands, n_tokens)
     _check_places(site, place)
     rows = made.weights @ hidden
     new = torch.nn.functional.pad(hidden, (0, 0, 0, 1))  # one row more, for slots not used

@@ -176,7 +176,7 @@ def choose(chosen: Chosen, around: Surroundings) -> Kept:
     kept = keep(emit, biased, tokens, amount, standing=standing)
     if kept.valid is not None:
         named(kept.valid, f"{cut.site}.valid")
-    made = _with_results(kept, selector, emit)
+    made = _with_results(kept, selector, emit, appends=selection.appends)
     return made if window is None else widened(emit, made, window, cut.value)
 
 
@@ -277,7 +277,7 @@ def _bias(emit: Emitter, site: str) -> ir.Value:
 # --- what becomes of the tokens --------------------------------------------------------------
 
 
-def _with_results(kept: Kept, selector: Splice, emit: Emitter) -> Kept:
+def _with_results(kept: Kept, selector: Splice, emit: Emitter, *, appends: bool) -> Kept:
     """Merge tokens and hand the state on, where the method does."""
     state = selector.result("state")
     if state is not None:
@@ -292,11 +292,20 @@ def _with_results(kept: Kept, selector: Splice, emit: Emitter) -> Kept:
     selector.give({"index": kept.index, "valid_kept": valid})
     weights, own_valid = selector.result("weights"), selector.result("valid_merged")
     assert weights is not None
-    return _merged(kept, weights, own_valid, emit)
+    made = _merged(kept, weights, own_valid, emit)
+    return replace(made, index=_standing(kept, weights, emit)) if appends else made
+
+
+def _standing(kept: Kept, weights: ir.Value, emit: Emitter) -> ir.Value:
+    """(B, K') int64: tokens that were kept stay where they are, new ones stand by their weights."""
+    ends = emit.ints(np.iinfo(np.int64).max)
+    added = emit.op("Slice", weights, kept.length, ends, emit.ints(1))
+    heaviest = emit.op("ArgMax", added, axis=2, keepdims=0)
+    return emit.op("Concat", kept.index, heaviest, axis=1)
 
 
 def _merged(kept: Kept, weights: ir.Value, own_valid: ir.Value | None, emit: Emitter) -> Kept:
-    """New tokens = weights x old ones; each stands where its heaviest part stood.
+    """New tokens = weights x old ones; one that others merge into stands where it stood.
 
     The weights are float32, (B, K', N).
     """
@@ -314,7 +323,6 @@ def _merged(kept: Kept, weights: ir.Value, own_valid: ir.Value | None, emit: Emi
         counts = emit.op("ReduceSum", ones, emit.ints(1), keepdims=1)
     return replace(
         kept,
-        index=emit.op("ArgMax", weights, axis=2, keepdims=0),
         valid=valid,
         length=length,
         counts=counts,

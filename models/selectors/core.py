@@ -51,8 +51,8 @@ class Merge:
 
     Attributes:
         weights: (B, K', N) float32, K' >= K. The first K rows are the kept tokens in their
-            order (one-hot where a token stays as it is), the others are appended. A token
-            stands where the token of its largest weight stood.
+            order (one-hot where a token stays as it is) and stand where they stood, the
+            others are appended and stand where the token of their largest weight stood.
         valid: (B, K') bool; None where appended tokens are all there.
     """
 

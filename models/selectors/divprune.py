@@ -38,8 +38,8 @@ def score(
     """
     patch = patches(valid, protected)
     order = farthest_first(1 - cosines(hidden), patch, count - protected, repeats=faithful)
-    n_tokens = order.shape[1]
-    ranked = torch.where(order >= 0, n_tokens - order, 0).float()
+    n_patches = patch.sum(dim=1, keepdim=True)  # not N: padding is none of a sample's business
+    ranked = torch.where(order >= 0, n_patches - order, 0).float()
     if not faithful:
         return Selection(ranked)
     return Selection(ranked, count=(order >= 0).sum(dim=1) + protected)

@@ -1,7 +1,8 @@
-"""The control: an order of the positions that knows nothing about the input.
+"""The control: an order of the tokens that knows nothing about the input.
 
-The numbers are a fixed bijection of the position, so that a sample gets the same ones alone
-and in a batch, in PyTorch and in every backend, and no two positions tie.
+The numbers are a fixed bijection of the place among the tokens that are there, so that a sample
+gets the same ones alone and in a batch, behind padding and behind an earlier selection, in
+PyTorch and in every backend, and no two tokens tie.
 
 Source: x * (2x + 1) modulo a power of two is a permutation, and its high bits depend on all
 bits of x (Rivest et al., The RC6 Block Cipher, 1998, section 3).
@@ -23,9 +24,9 @@ _ROUNDS = ((0x9E3779, 0x3C6EF3), (0x85EBCB, 0xC2B2AE))
 
 @selector("random", source="none: a control")
 def score(valid: Tensor) -> Tensor:
-    """Hash the position, (B, N) -> (B, N) float32 in [0, 1)."""
-    mixed = torch.arange(valid.shape[1], dtype=torch.int64, device=valid.device)
+    """Hash the place among valid tokens, (B, N) -> (B, N) float32 in [0, 1)."""
+    mixed = valid.to(torch.int64).cumsum(dim=1) - 1
     for factor, offset in _ROUNDS:
         mixed = (mixed * factor + offset) % _MODULUS
         mixed = (mixed * (2 * mixed + 1)) % _MODULUS
-    return (mixed.float() / _MODULUS).expand(valid.shape[0], -1)
+    return mixed.float() / _MODULUS

@@ -57,7 +57,7 @@ def score(  # noqa: PLR0913 - signals, and an option by name
     patch = patches(valid, protected)
     first = class_row.float().masked_fill(~patch, -torch.inf)
     order = _pick(cosines(hidden), first, patch, count - protected, diversity)
-    return torch.where(order >= 0, order.shape[1] - order, 0).float()
+    return torch.where(order >= 0, patch.sum(dim=1, keepdim=True) - order, 0).float()
 
 
 def _pick(alike: Tensor, first: Tensor, patch: Tensor, n_picks: Tensor, diversity: str) -> Tensor:

@@ -225,8 +225,8 @@ def _selection(
     made: Tensor, valid: Tensor, wanted: Tensor, protected: int, layout: Layout
 ) -> Selection:
     stays = survivors(made, valid, wanted.clamp(min=0), layout)
-    n_tokens = valid.shape[1]
-    found = torch.where(stays, 2 * n_tokens, n_tokens) - ranks(made)
+    n_patches = valid.sum(dim=1, keepdim=True)
+    found = torch.where(stays, 2 * n_patches, n_patches) - ranks(made)
     # A score that is no number stays none, for the caller to refuse.
     found = torch.where(made.isnan(), made, found.float())
     return Selection(

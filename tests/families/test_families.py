@@ -212,16 +212,35 @@ def test_forced_twin_agrees_with_the_torch_reference(
     family: str, form: str, tower: int, n_sites: int
 ) -> None:
     cell, model = exported(family, form), selecting(family, form, tower, n_sites)
+    assert_agrees_when_forced(cell, model, n_sites)
+
+
+def assert_agrees_when_forced(cell: Exported, model: ir.Model, n_sites: int) -> None:
     golden = golden_from_torch(
         cell.net, arrays(cell), token_sites(model, {}), feeds=budget_feeds(model, {})
     )
     named = {name: golden.outputs[name] for name in cell.family.outputs}
-    options = Options(token_outputs=token_outputs(analysis(family, form)))
+    options = Options(token_outputs=token_outputs(analyse(cell.model)))
     with open_model(force(model)) as twin:
         report = check([replace(golden, outputs=named)], twin, free=None, options=options)
     assert report.passed, [(row.subject, row.note) for row in report.rows() if not row.passed]
     assert len(report.sites) == n_sites
     assert {row.name for row in report.outputs} == set(cell.family.outputs)
+
+
+@pytest.mark.parametrize(
+    ("selector", "n_sites"),
+    [("aim", 1), ("aim", 2), ("vflowopt", 1), ("todre", 2), ("divprune", 2), ("random", 2)],
+)
+def test_merging_and_picking_agree_where_tokens_have_an_order_and_one_is_read_by_position(
+    selector: str, n_sites: int
+) -> None:
+    """What others merge into stands where it stood: causal masks and the end of a text tell."""
+    cell = exported("clip-text", "from_torch-20-sdpa")
+    (tower,) = cell.family.towers
+    sites = tower.sites[:n_sites]
+    wanted = [Select(site, selector, PERMILLE / 1000, tower.special) for site in sites]
+    assert_agrees_when_forced(cell, select_tokens(cell.model, wanted), n_sites)
 
 
 @pytest.mark.parametrize(("cell", "reason"), REFUSED.items(), ids=str)
