@@ -26,6 +26,7 @@ SELECTOR_KEY = "secateur.selector"
 OPTIONS_KEY = "secateur.selector.options"
 ORDER_KEY = "secateur.selector.order"
 PROTECTED_KEY = "secateur.selector.protected"
+ON_GRID_KEY = "secateur.selector.on_grid"
 
 _TRACED = {"batch": 2, "tokens": 24, "kept": 8, "layers": 3}
 _OTHER = 5
@@ -104,6 +105,7 @@ def _traced(spec: str, signature: Signature, options: tuple[tuple[str, Option], 
         name: {axis: dim for axis, dim in enumerate(dims) if dim not in fixed}
         for name, dims in axes.items()
     }
+    torch.compiler.reset()  # a loop traced for another signature would bring its guards along
     model = from_torch(net, inputs, dynamic, opset=signature.opset)
     _check_graph(selector, model, tuple(inputs))
     model.metadata_props[SELECTOR_KEY] = spec
@@ -111,6 +113,8 @@ def _traced(spec: str, signature: Signature, options: tuple[tuple[str, Option], 
     model.metadata_props[ORDER_KEY] = net.order
     if selector.reads_protected:
         model.metadata_props[PROTECTED_KEY] = str(signature.protected)
+    if selector.on_grid:
+        model.metadata_props[ON_GRID_KEY] = "1"
     return model
 
 
@@ -279,4 +283,12 @@ def _check_graph(selector: Selector, model: ir.Model, names: tuple[str, ...]) ->
         )
 
 
-__all__ = ["OPTIONS_KEY", "ORDER_KEY", "PROTECTED_KEY", "SELECTOR_KEY", "Signature", "trace"]
+__all__ = [
+    "ON_GRID_KEY",
+    "OPTIONS_KEY",
+    "ORDER_KEY",
+    "PROTECTED_KEY",
+    "SELECTOR_KEY",
+    "Signature",
+    "trace",
+]

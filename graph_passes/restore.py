@@ -67,8 +67,12 @@ class Restorer:
             index = self.emit.op("GatherND", before, rows, batch_dims=1)
         return index, valid
 
-    def restore(self, value: ir.Value, region: int, dropped: Dropped) -> ir.Value:
+    def restore(
+        self, value: ir.Value, region: int, dropped: Dropped, *, rows: ir.Value | None = None
+    ) -> ir.Value:
         """(B, K, ...) of a region -> (B, N, ...); tokens on another axis stay there.
+
+        ``rows`` are put back instead of the value, where it is what a cut is made of.
 
         Raises:
             PreconditionError: the tokens are no axis of their own, or "exit" is asked for a
@@ -78,7 +82,8 @@ class Restorer:
         self._check(value, exprs, dropped)
         axis = next(k for k, expr in enumerate(exprs) if self.regions.bears(expr))
         order = [0, axis, *(k for k in range(1, len(exprs)) if k != axis)]
-        rows = self._restored(self.emit.transpose(value, order), exprs, region, dropped)
+        given = self.emit.transpose(value if rows is None else rows, order)
+        rows = self._restored(given, exprs, region, dropped)
         return self.emit.transpose(rows, [order.index(k) for k in range(len(order))])
 
     def _restored(

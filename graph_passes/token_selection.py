@@ -295,6 +295,10 @@ def _finish_output(
     producer = value.producer()
     region = 0 if producer is None else regions.of.get(producer, 0)
     exprs = axes_of(regions.axes, value) or ()
+    cut = next((n for n, one in enumerate(regions.cuts, start=1) if one.value is value), 0)
+    if cut and restorer.kept(cut).merge is not None:  # behind the last block: new rows come out
+        _finish_merged(graph, i, value, restorer, (cut, outputs))
+        return
     if not region or not any(map(regions.bears, exprs)):
         return
     if outputs == "leave":
@@ -305,6 +309,26 @@ def _finish_output(
     restored.type, restored.shape = value.type, value.shape
     name, value.name = value.name, f"{value.name}/kept"
     graph.outputs[i] = named(restored, str(name))
+
+
+def _finish_merged(
+    graph: ir.Graph, i: int, value: ir.Value, restorer: Restorer, how: tuple[int, Dropped]
+) -> None:
+    """An output that is itself what a cut merges: its rows are the merged ones."""
+    region, outputs = how
+    merge = restorer.kept(region).merge
+    assert merge is not None
+    rows = merge(value)
+    if outputs == "leave":
+        made, shape = (
+            rows,
+            _shape_behind(value, restorer.regions.cuts[region - 1].site, restorer.regions),
+        )
+    else:
+        made, shape = restorer.restore(value, region, outputs, rows=rows), value.shape
+    made.type, made.shape = value.type, shape
+    name, value.name = value.name, f"{value.name}/dense"
+    graph.outputs[i] = named(made, str(name))
 
 
 def _expose_kept(graph: ir.Graph, site: str, restorer: Restorer, region: int) -> None:

@@ -40,6 +40,7 @@ from secateur.graph_passes.splice import Splice, required_signals
 _OPTIONS_KEY = "secateur.selector.options"
 _ORDER_KEY = "secateur.selector.order"
 _PROTECTED_KEY = "secateur.selector.protected"
+_ON_GRID_KEY = "secateur.selector.on_grid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +212,14 @@ def _check_fit(selection: Selection, around: Surroundings, window: Window | None
             got=f"{metadata.get('secateur.selector', 'a selector')} with close_gaps",
             wanted="one token for each that is kept, in their order",
             next_step="choose a selector whose tokens stay, leave or merge into those that stay",
+        )
+    if metadata.get(_ON_GRID_KEY) and around.versions.kept:
+        raise PreconditionError(
+            "the method asks where patches stand in the picture, and some left before",
+            where=f"site {selection.site!r}",
+            got=metadata.get("secateur.selector", "a selector"),
+            wanted="all tokens, at the first site",
+            next_step="let it select first, or choose a method for tokens in any order here",
         )
     traced = metadata.get(_PROTECTED_KEY)
     if traced is not None and int(traced) != selection.budget.protected:

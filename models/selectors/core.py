@@ -91,6 +91,8 @@ class Selector:
     options: Mapping[str, Option] = field(default_factory=lambda: MappingProxyType({}))
     given: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     combine: Combine | None = None
+    on_grid: bool = False
+    """Whether it asks where patches stand in the picture: an earlier selection would move them."""
 
     @property
     def reads_count(self) -> bool:
@@ -175,6 +177,7 @@ def selector(  # noqa: PLR0913 - what a method states of itself
     cost: str = "",
     given: Mapping[str, tuple[str, ...]] | None = None,
     combine: Combine | None = None,
+    on_grid: bool = False,
 ) -> Callable[[Score], Score]:
     """Register a score under ``name``.
 
@@ -191,13 +194,14 @@ def selector(  # noqa: PLR0913 - what a method states of itself
             ``{"mask_logits": ("batch", "classes", "tokens")}``.
         combine: Makes new tokens: reads signals, ``index`` (B, K) int64, ``valid_kept``
             (B, K) bool, ``protected`` and options; returns weights (B, K', N) or a ``Merge``.
+        on_grid: Asks where patches stand in the picture, so that it can only come first.
     """
 
     def enter(score: Score) -> Score:
         made = _from_function(name, score, source, given or {}, combine)
         if kind not in KINDS:
             raise ValueError(f"selector {name!r}: unknown kind {kind!r}")
-        SELECTORS.register(name)(replace(made, kind=kind, cost=cost or made.cost))
+        SELECTORS.register(name)(replace(made, kind=kind, cost=cost or made.cost, on_grid=on_grid))
         return score
 
     return enter

@@ -32,11 +32,13 @@ class Crops:
         place: (B, C, S) int64, position of a slot's patch among the tokens.
         inside: (B, C, S) bool, whether the slot holds a patch.
         slot: (B, N) int64, where a token stands in the flattened (C, S).
+        start: (B, C) int64, number of the crop's first patch among a sample's patches.
     """
 
     place: Tensor
     inside: Tensor
     slot: Tensor
+    start: Tensor
 
     @property
     def sizes(self) -> Tensor:
@@ -98,8 +100,8 @@ def score(  # noqa: PLR0913 - signals, and four options by name
     weight = crop_scores(laid, laid.rows(hidden.float()), attention, beta)
     granted = grants(weight, count - protected)
     kept, key = _keep(laid, attention, granted)
-    n_slots = key.shape[1] * key.shape[2]
-    place = (n_slots - key).flatten(1).gather(1, laid.slot)
+    n_patches = patch.sum(dim=1)[:, None, None]  # not slots: their number is the batch's
+    place = (n_patches - key).flatten(1).gather(1, laid.slot)
     others = -ranks(class_row.float()) - 1
     stays = kept.flatten(1).gather(1, laid.slot) & patch
     ranked = torch.where(stays, place, others).float()
@@ -110,22 +112,29 @@ def score(  # noqa: PLR0913 - signals, and four options by name
 
 
 def lay_out(patch: Tensor, n_crops: int) -> Crops:
-    """Cut each sample's patches, (B, N) bool and standing together, into runs."""
+    """Cut each sample's patches, (B, N) bool, into runs."""
     n_tokens = patch.shape[1]
     size = patch.sum(dim=1, keepdim=True)
-    first = torch.where(patch, ordinals(patch), n_tokens).argmin(dim=1)[:, None, None]
+    ordinal = ordinals(patch)
+    position = torch.arange(n_tokens, device=patch.device).expand_as(ordinal)
+    # Where each patch stands; what is no patch writes behind them all.
+    blank = torch.zeros_like(torch.nn.functional.pad(ordinal, (0, 1)))
+    stands = blank.scatter(1, torch.where(patch, ordinal, n_tokens), position)
     base, extra = size // n_crops, size % n_crops
     crop = torch.arange(n_crops, device=patch.device)
     start = crop * base + torch.minimum(crop, extra)
     slots = torch.arange(n_tokens // n_crops + 2, device=patch.device)
     inside = slots < (base + (crop < extra))[:, :, None]
-    place = (first + start[:, :, None] + slots).clamp(max=n_tokens - 1)
-    ordinal = ordinals(patch).clamp(min=0)
+    number = (start[:, :, None] + slots).clamp(max=n_tokens - 1)
+    place = stands.gather(1, number.flatten(1)).view(number.shape)
+    ordinal = ordinal.clamp(min=0)
     longer = extra * (base + 1)
     of_longer = torch.div(ordinal, base + 1, rounding_mode="floor")
     of_others = extra + torch.div(ordinal - longer, base.clamp(min=1), rounding_mode="floor")
     of_crop = torch.where(ordinal < longer, of_longer, of_others).clamp(0, n_crops - 1)
-    return Crops(place, inside, of_crop * slots.shape[0] + ordinal - start.gather(1, of_crop))
+    return Crops(
+        place, inside, of_crop * slots.shape[0] + ordinal - start.gather(1, of_crop), start
+    )
 
 
 def crop_scores(crops: Crops, rows: Tensor, attention: Tensor, beta: float) -> Tensor:
@@ -170,5 +179,4 @@ def _keep(crops: Crops, attention: Tensor, granted: Tensor) -> tuple[Tensor, Ten
     rank = (before & crops.inside[:, :, None, :]).sum(dim=3)
     whole = (granted >= crops.sizes)[:, :, None]
     kept = crops.inside & (whole | (rank < granted[:, :, None]))
-    crop = torch.arange(attention.shape[1], device=attention.device)[:, None]
-    return kept, crop * n_slots + torch.where(whole, slot, rank)
+    return kept, crops.start[:, :, None] + torch.where(whole, slot, rank)

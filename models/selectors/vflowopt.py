@@ -192,7 +192,7 @@ def _weights(
     return torch.where((slot < protected)[:, :, None], own, mixed)
 
 
-@selector("vflowopt", kind="merge", source=_SOURCE, cost=_COST, combine=combine)
+@selector("vflowopt", kind="merge", source=_SOURCE, cost=_COST, combine=combine, on_grid=True)
 def score(  # noqa: PLR0913 - a signal, what the budget says, and options
     full: Tensor,
     valid: Tensor,
@@ -258,7 +258,12 @@ def combine_with_entropy(  # noqa: PLR0913, PLR0917 - signals, what was kept, an
 
 
 @selector(
-    "vflowopt_entropy", kind="merge", source=_SOURCE, cost=_COST, combine=combine_with_entropy
+    "vflowopt_entropy",
+    kind="merge",
+    source=_SOURCE,
+    cost=_COST,
+    combine=combine_with_entropy,
+    on_grid=True,
 )
 def score_with_entropy(  # noqa: PLR0913 - signals, what the budget says, and options
     full: Tensor,

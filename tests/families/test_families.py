@@ -228,19 +228,32 @@ def assert_agrees_when_forced(cell: Exported, model: ir.Model, n_sites: int) -> 
     assert {row.name for row in report.outputs} == set(cell.family.outputs)
 
 
-@pytest.mark.parametrize(
-    ("selector", "n_sites"),
-    [("aim", 1), ("aim", 2), ("vflowopt", 1), ("todre", 2), ("divprune", 2), ("random", 2)],
-)
-def test_merging_and_picking_agree_where_tokens_have_an_order_and_one_is_read_by_position(
-    selector: str, n_sites: int
+@pytest.mark.parametrize("n_sites", [1, 2])
+@pytest.mark.parametrize("selector", ["aim", "divprune", "holov", "lexrank", "random", "todre"])
+@pytest.mark.parametrize("family", ["clip-text", "clip-vision"])
+def test_merging_and_picking_agree_at_sites_behind_one_another(
+    family: str, selector: str, n_sites: int
 ) -> None:
-    """What others merge into stands where it stood: causal masks and the end of a text tell."""
-    cell = exported("clip-text", "from_torch-20-sdpa")
+    """Causal masks, the end of a text and hidden states that come out tell tokens apart.
+
+    The last site is the last block, so that new tokens are an output themselves.
+    """
+    if (family, selector) == ("clip-text", "holov"):
+        pytest.skip("a text has no class token")
+    cell = exported(family, "from_torch-20-sdpa")
     (tower,) = cell.family.towers
-    sites = tower.sites[:n_sites]
-    wanted = [Select(site, selector, PERMILLE / 1000, tower.special) for site in sites]
+    wanted = [
+        Select(site, selector, PERMILLE / 1000, tower.special) for site in tower.sites[-n_sites:]
+    ]
     assert_agrees_when_forced(cell, select_tokens(cell.model, wanted), n_sites)
+
+
+def test_a_method_for_pictures_is_refused_behind_another_selection() -> None:
+    cell = exported("clip-vision", "from_torch-20-sdpa")
+    (tower,) = cell.family.towers
+    wanted = [Select(site, "vflowopt", PERMILLE / 1000, tower.special) for site in tower.sites]
+    with pytest.raises(PreconditionError, match="where patches stand in the picture"):
+        select_tokens(cell.model, wanted)
 
 
 @pytest.mark.parametrize(("cell", "reason"), REFUSED.items(), ids=str)

@@ -44,14 +44,11 @@ def half_of_everything(analysis: Analysis, seed: int, *, renormalise: bool) -> P
     """
     groups = groups_to_cut(analysis, renormalise=renormalise)
     rng = np.random.default_rng(seed)
-    keep = {group.name: _half(rng.random(group.size)) for group in groups}
+    keep = {
+        group.name: tuple(np.sort(rng.permutation(group.size)[: (group.size + 1) // 2]).tolist())
+        for group in groups
+    }
     return make_plan(analysis, keep, allow_inexact=not all(group.exact for group in groups))
-
-
-def _half(drawn: np.ndarray) -> tuple[int, ...]:
-    """The units of the smallest draws, half of them, rounded up."""
-    n_kept = (len(drawn) + 1) // 2
-    return tuple((drawn <= np.partition(drawn, n_kept - 1)[n_kept - 1]).nonzero()[0].tolist())
 
 
 def groups_to_cut(analysis: Analysis, *, renormalise: bool) -> list[Group]:
