@@ -44,6 +44,17 @@ class Restorer:
         """Return the selection that opens a region."""
         return self._versions.kept[region - 1]
 
+    def reaches(self, value: ir.Value) -> tuple[int, ir.Value]:
+        """Return the region in which a graph output leaves, and what holds its rows there.
+
+        The value that a cut reads leaves behind it: a model may end where the cut is.
+        """
+        for number, cut in enumerate(self.regions.cuts, start=1):
+            if cut.value is value:
+                return number, self._versions.opening[number - 1]
+        producer = value.producer()
+        return (0 if producer is None else self.regions.of.get(producer, 0)), value
+
     def original_positions(self, region: int) -> ir.Value:
         """Return (B, K) int64: where each kept token stood before the first cut."""
         if region not in self._originals:

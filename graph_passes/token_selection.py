@@ -256,6 +256,7 @@ def _cut(cut: CutPoint, versions: Versions, regions: Regions, region: int) -> No
     rows.type = cut.value.type
     # a runtime that does not know the rank fuses nothing with what reads these rows
     rows.shape = _shape_behind(cut.value, cut.site, regions)
+    versions.opening.append(rows)
     for node, slot in cut.readers:
         node.replace_input_with(slot, rows)
 
@@ -292,42 +293,22 @@ def _finish_output(
     graph: ir.Graph, i: int, value: ir.Value, restorer: Restorer, outputs: Dropped
 ) -> None:
     regions = restorer.regions
-    producer = value.producer()
-    region = 0 if producer is None else regions.of.get(producer, 0)
+    region, rows = restorer.reaches(value)
     exprs = axes_of(regions.axes, value) or ()
-    cut = next((n for n, one in enumerate(regions.cuts, start=1) if one.value is value), 0)
-    if cut and restorer.kept(cut).merge is not None:  # behind the last block: new rows come out
-        _finish_merged(graph, i, value, restorer, (cut, outputs))
-        return
     if not region or not any(map(regions.bears, exprs)):
         return
     if outputs == "leave":
         dims = [None if regions.bears(expr) else _dim(value, k) for k, expr in enumerate(exprs)]
-        value.shape = ir.Shape(dims)
-        return
-    restored = restorer.restore(value, region, outputs)
-    restored.type, restored.shape = value.type, value.shape
-    name, value.name = value.name, f"{value.name}/kept"
-    graph.outputs[i] = named(restored, str(name))
-
-
-def _finish_merged(
-    graph: ir.Graph, i: int, value: ir.Value, restorer: Restorer, how: tuple[int, Dropped]
-) -> None:
-    """An output that is itself what a cut merges: its rows are the merged ones."""
-    region, outputs = how
-    merge = restorer.kept(region).merge
-    assert merge is not None
-    rows = merge(value)
-    if outputs == "leave":
-        made, shape = (
-            rows,
-            _shape_behind(value, restorer.regions.cuts[region - 1].site, restorer.regions),
-        )
+        if rows is value:
+            value.shape = ir.Shape(dims)
+            return
+        made = restorer.emit.op("Identity", rows)
+        made.shape = ir.Shape(dims)
     else:
-        made, shape = restorer.restore(value, region, outputs, rows=rows), value.shape
-    made.type, made.shape = value.type, shape
-    name, value.name = value.name, f"{value.name}/dense"
+        made = restorer.restore(value, region, outputs, rows=rows)
+        made.shape = value.shape
+    made.type = value.type
+    name, value.name = value.name, f"{value.name}/kept"
     graph.outputs[i] = named(made, str(name))
 
 

@@ -69,6 +69,8 @@ class Versions:
 
     def __init__(self, emit: Emitter, regions: Regions) -> None:
         self.kept: list[Kept] = []
+        self.opening: list[ir.Value] = []
+        """(B, K, D) what each cut leaves of its own value."""
         self.valid_source: ir.Value | None = None
         self.emit = emit
         self._regions = regions
