@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -92,7 +93,22 @@ def plan(
         keep = allocate(scores, allocation)
     if allocation.scope == "tyr":
         keep = searched(context, scores, keep, allocation)
+    keep = _with_stand_ins(analysis, keep, scores)
     return make_plan(analysis, keep, allow_inexact=not all(group.exact for group in groups))
+
+
+def _with_stand_ins(
+    analysis: Analysis, keep: Mapping[str, tuple[int, ...]], scores: Mapping[str, NDArray[Any]]
+) -> dict[str, tuple[int, ...]]:
+    """Rows that stand in for others stay, in place of the lowest of those that would have."""
+    found = dict(keep)
+    for name, units in keep.items():
+        needed = analysis.roles.vocabulary.get(analysis.group(name).atom, set())
+        if lost := needed.difference(units):
+            rows = np.array([unit for unit in units if unit not in needed], np.int64)
+            gone = rows[np.argsort(scores[name][rows], kind="stable")][: len(lost)]
+            found[name] = tuple(sorted(lost.union(units).difference(gone.tolist())))
+    return found
 
 
 def combine(analysis: Analysis, plans: Sequence[Plan]) -> Plan:
@@ -149,6 +165,8 @@ def _hint(analysis: Analysis, role: str) -> str:
         return "ask for query_heads: all queries share one key-value head, which has to stay"
     if any(group.weights and not group.frozen for group in analysis.by_role(role)):
         return "allow_inexact removes them and takes the norm over the rest"
+    if role == "vocabulary":
+        return "name the input that gives its ids, and the unknown one: allow_ids, --allow-ids"
     if role == "outputs":
         return "name the outputs that may change shape: allow_outputs, --allow-output"
     return "`secateur analyse MODEL` lists every group with its reasons"

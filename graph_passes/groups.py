@@ -10,9 +10,10 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -26,6 +27,7 @@ from secateur.graph_passes.axes import (
     analyse_axes,
     indices,
     leaves,
+    node_name,
     size,
 )
 from secateur.graph_passes.axes.allocation import without_collector
@@ -46,6 +48,7 @@ _WORDS = {
     "inputs": "inputs",
     "outputs": "outputs",
     "rows": "rows",
+    "vocabulary": "vocabulary",
     "kernel": "kernel extent",
     "tokens": "tokens",
     "batch": "batch",
@@ -54,6 +57,7 @@ _WORDS = {
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})  # input 2 is R: (directions, gates * units, units)
 _ADDED = frozenset({"Add", "Where"})  # what only they read (a mask over windows) makes no units
 
+_COUNTING = frozenset({ir.DataType.INT32, ir.DataType.INT64})
 _FLOATING = frozenset(dtype for dtype in ir.DataType if dtype.is_floating_point())
 _QUANTISED = frozenset(
     {"DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul", "QLinearConv"}
@@ -157,6 +161,8 @@ class Analysis:
     groups: tuple[Group, ...]
     allow_outputs: tuple[str, ...] = ()
     """Graph outputs whose axes count as groups like any other."""
+    allow_ids: Mapping[str, int] = field(default_factory=dict)
+    """Graph inputs whose numbers are ids of rows that may go, each with the id that stands in."""
     checked: list[object] = field(default_factory=list, repr=False)
     """The last plan that ``make_plan`` made for it, if any: it needs no second look."""
     _by_name: dict[str, Group] = field(default_factory=dict, repr=False)
@@ -191,31 +197,45 @@ class Analysis:
 
 @without_collector()
 def analyse(
-    model: ir.Model, *, allow_outputs: Collection[str] = (), in_place: bool = False
+    model: ir.Model,
+    *,
+    allow_outputs: Collection[str] = (),
+    allow_ids: Mapping[str, int] = MappingProxyType({}),
+    in_place: bool = False,
 ) -> Analysis:
     """Find the coupled groups of a model. The model is not changed, but see ``in_place``.
 
     Args:
         model: any; a copy of it is brought into working form first.
         allow_outputs: names of graph outputs whose positions can go too.
+        allow_ids: names of graph inputs that give ids of rows that can go too (a vocabulary),
+            each with the id that is read in place of one whose row is gone.
         in_place: bring the model itself into working form; it is then what the analysis
             refers to and what ``remove_atoms`` cuts.
 
     Raises:
-        BadInputError: the graph contradicts itself, or has no such output.
+        BadInputError: the graph contradicts itself, or has no such output, input or id.
     """
-    return analyse_prepared(prepare(model, in_place=in_place), allow_outputs=allow_outputs)
+    prepared = prepare(model, in_place=in_place)
+    return analyse_prepared(prepared, allow_outputs=allow_outputs, allow_ids=allow_ids)
 
 
 @without_collector()
-def analyse_prepared(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> Analysis:
+def analyse_prepared(
+    model: ir.Model,
+    *,
+    allow_outputs: Collection[str] = (),
+    allow_ids: Mapping[str, int] = MappingProxyType({}),
+) -> Analysis:
     """Find the groups of a model that ``prepare`` returned; the analysis refers to it."""
     names = [str(value.name) for value in model.graph.outputs]
     if unknown := sorted(set(allow_outputs) - set(names)):
         raise BadInputError(
             f"the model has no output {unknown[0]!r}", wanted="one of: " + ", ".join(names)
         )
-    axes = analyse_axes(model, allow_outputs=allow_outputs)
+    _check_inputs(model, allow_ids)
+    axes = analyse_axes(model, allow_outputs=allow_outputs, allow_ids=allow_ids)
+    _check_stand_ins(axes)
     uses = _weight_uses(model, axes)
     made = {a for a, found in uses.items() if any(u.node.op_type not in _ADDED for u in found)}
     roles = find_roles(axes, made)
@@ -225,7 +245,33 @@ def analyse_prepared(model: ir.Model, *, allow_outputs: Collection[str] = ()) ->
         roles.outputs.update(a for v in opened for expr in axes.of(v) for a in leaves(expr))
     groups = [_group(atom, tuple(weights), roles) for atom, weights in uses.items()]
     groups.extend(_without_weights(model, axes, roles, uses))
-    return Analysis(model, axes, roles, _with_unique_names(groups), tuple(allow_outputs))
+    named = _with_unique_names(groups)
+    return Analysis(model, axes, roles, named, tuple(allow_outputs), allow_ids)
+
+
+def _check_inputs(model: ir.Model, allow_ids: Collection[str]) -> None:
+    names = [
+        str(value.name)
+        for value in model.graph.inputs
+        if value.dtype in _COUNTING and value.const_value is None
+    ]
+    if unknown := sorted(set(allow_ids) - set(names)):
+        raise BadInputError(
+            f"the model has no input {unknown[0]!r} of ids",
+            wanted="one of: " + (", ".join(names) or "none: no input is int32 or int64"),
+        )
+
+
+def _check_stand_ins(axes: AxisMap) -> None:
+    for lookup in axes.lookups:
+        rows = size(axes.expr(lookup.node, lookup.port))
+        if isinstance(rows, int) and not 0 <= lookup.stand_in < rows:
+            raise BadInputError(
+                "the id that stands in for those without a row has none itself",
+                where=node_name(lookup.node),
+                got=str(lookup.stand_in),
+                wanted=f"0 to {rows - 1}",
+            )
 
 
 def _weight_uses(model: ir.Model, axes: AxisMap) -> dict[Atom, list[WeightUse]]:
@@ -273,6 +319,7 @@ def _word(role: str, atom: Atom, roles: Roles) -> str:
 
 def _role(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> str:
     for role, atoms in (
+        ("vocabulary", roles.vocabulary),
         ("heads", roles.heads),
         ("query_heads", roles.query_heads),
         ("tokens", roles.tokens),
@@ -317,7 +364,7 @@ def _place(weights: tuple[WeightUse, ...], role: str) -> str:
                 layers[layer] = layers.get(layer, 0) + 1
         if layers:
             return max(layers, key=lambda layer: layers[layer])  # of equals the first
-    if role != "channels" and (shared := _common(names)):
+    if role not in {"channels", "vocabulary"} and (shared := _common(names)):
         return ".".join(shared)
     return names[0].rsplit(".", 1)[0] if "." in names[0] else names[0]
 

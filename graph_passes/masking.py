@@ -17,6 +17,7 @@ from secateur.errors import PreconditionError
 from secateur.graph_passes.axes import Atom, AxisMap, FoldUse, indices, leaves, node_name, size
 from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.constants import new_constant
+from secateur.graph_passes.axes.lookups import LookUp, translate_ids
 from secateur.graph_passes.axes.relations import Port
 from secateur.graph_passes.blocks import select_blocks, silence_blocks
 from secateur.graph_passes.groups import analyse_prepared
@@ -40,7 +41,9 @@ def mask(model: ir.Model, plan: Plan) -> ir.Model:
         BadInputError: the plan does not fit the model.
         PreconditionError: a cut crosses an op whose restriction to kept units is unknown.
     """
-    analysis = analyse_prepared(prepare(model), allow_outputs=plan.allow_outputs)
+    analysis = analyse_prepared(
+        prepare(model), allow_outputs=plan.allow_outputs, allow_ids=plan.allow_ids
+    )
     keep = resolve_plan(analysis, plan)
     blocks = select_blocks(analysis.model, plan.blocks) if plan.blocks else ()
     _take_kept_outputs(analysis.model.graph, analysis.axes, keep)
@@ -52,8 +55,18 @@ def mask(model: ir.Model, plan: Plan) -> ir.Model:
             renormalise(analysis.model.graph, fill.node, fill.kept)
         else:
             _neutralise(analysis.model.graph, fill)
+    for lookup in analysis.axes.lookups:
+        _stand_in(lookup, analysis.axes, keep)
     silence_blocks(analysis.model, blocks)
     return analysis.model
+
+
+def _stand_in(lookup: LookUp, axes: AxisMap, keep: _Keep) -> None:
+    """Ids whose row is gone become the id that stands in for them; the rows stay."""
+    (atom,) = axes.expr(lookup.node, lookup.port)
+    if isinstance(atom, Atom) and atom in keep:
+        ids = np.arange(_static(atom.size, lookup.node))
+        translate_ids(lookup, np.where(np.isin(ids, keep[atom]), ids, lookup.stand_in))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,10 +109,15 @@ def _take_kept_outputs(graph: ir.Graph, axes: AxisMap, keep: _Keep) -> None:
         for axis, expr in enumerate(axes.of(output)):
             if not any(atom in keep for atom in leaves(expr)):
                 continue
-            kept = new_constant(graph, f"{output.name}.kept{axis}", indices(expr, keep))
+            left = indices(expr, keep)
+            kept = new_constant(graph, f"{output.name}.kept{axis}", left)
             take = ir.Node("", "Gather", [current, kept], [ir.AttrInt64("axis", axis)])
             take.name = f"{output.name}.take{axis}"
             take.outputs[0].type = output.type
+            if current.shape is not None:
+                shape = current.shape.copy()
+                shape[axis] = left.size
+                take.outputs[0].shape = shape
             graph.append(take)
             current = take.outputs[0]
         if current is not output:

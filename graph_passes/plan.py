@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +19,10 @@ from secateur.graph_passes.groups import Analysis, Group
 SCHEMA = 1
 _FEW = 64
 """Up to so many units are looked at one by one: an array would cost more."""
-_KEYS = {"schema", "fingerprint", "allow_inexact", "allow_outputs", "blocks", "sizes", "keep"}
+_KEYS = {
+    *("schema", "fingerprint", "allow_inexact", "allow_outputs", "allow_ids", "blocks"),
+    *("sizes", "keep"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ class Plan:
     """Cut groups that a norm is taken over; the result is renormalised, not equal."""
     allow_outputs: tuple[str, ...] = ()
     """Graph outputs whose shape may change: units that are their positions can go."""
+    allow_ids: Mapping[str, int] = field(default_factory=dict)
+    """Graph inputs whose ids may lose their rows, each with the id that stands in for those."""
     blocks: tuple[str, ...] = ()
     """Residual blocks to remove whole."""
 
@@ -45,6 +50,7 @@ class Plan:
             "fingerprint": self.fingerprint,
             "allow_inexact": self.allow_inexact,
             "allow_outputs": list(self.allow_outputs),
+            "allow_ids": dict(self.allow_ids),
             "blocks": list(self.blocks),
         }
         body = json.dumps(head, indent=2)[:-2]
@@ -74,6 +80,7 @@ class Plan:
             data.get("fingerprint", ""),
             data.get("allow_inexact", False),
             tuple(data.get("allow_outputs", ())),
+            data.get("allow_ids", {}),
             tuple(data.get("blocks", ())),
         )
 
@@ -108,25 +115,35 @@ def _twice(names: Iterable[str]) -> str:
 
 
 def _check_types(data: Mapping[str, Any], where: str) -> None:
-    def refuse(what: str) -> BadInputError:
-        return BadInputError(what, where=where, next_step="see what `prune --plan-only` writes")
+    keep = data.get("keep", {})
+    wrong = [key for key, (fits, _) in _ENTRIES.items() if key in data and not fits(data[key])]
+    if wrong:
+        what = f"{wrong[0]!r} in the plan is not {_ENTRIES[wrong[0]][1]}"
+    elif bad := [name for name, units in keep.items() if not _is_list_of(int, units)]:
+        what = f"the kept units of {bad[0]!r} are not a list of integers"
+    else:
+        return
+    raise BadInputError(what, where=where, next_step="see what `prune --plan-only` writes")
 
-    keep, sizes = data.get("keep", {}), data.get("sizes", {})
-    if not isinstance(keep, dict) or not isinstance(sizes, dict):
-        raise refuse("the plan's entries are not groups and their units")
-    for name, units in keep.items():
-        if not isinstance(units, list) or not all(type(unit) is int for unit in units):
-            raise refuse(f"the kept units of {name!r} are not a list of integers")
-    if not all(type(size) is int for size in sizes.values()):
-        raise refuse("a size in the plan is no integer")
-    for key in ("blocks", "allow_outputs"):
-        names = data.get(key, [])
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise refuse(f"{key!r} in the plan is not a list of names")
-    if not isinstance(data.get("allow_inexact", False), bool):
-        raise refuse("'allow_inexact' in the plan is neither true nor false")
-    if not isinstance(data.get("fingerprint", ""), str):
-        raise refuse("the fingerprint in the plan is no text")
+
+def _is_list_of(kind: type, given: object) -> bool:
+    return isinstance(given, list) and all(type(one) is kind for one in given)
+
+
+def _has_integers(given: object) -> bool:
+    return isinstance(given, dict) and all(type(one) is int for one in given.values())
+
+
+_ENTRIES: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "keep": (lambda given: isinstance(given, dict), "a list of units per group"),
+    "sizes": (_has_integers, "an integer per group"),
+    "allow_ids": (_has_integers, "an integer per input"),
+    "allow_outputs": (lambda given: _is_list_of(str, given), "a list of names"),
+    "blocks": (lambda given: _is_list_of(str, given), "a list of names"),
+    "allow_inexact": (lambda given: isinstance(given, bool), "true or false"),
+    "fingerprint": (lambda given: isinstance(given, str), "a text"),
+}
+"""What each entry of a plan file has to be."""
 
 
 def make_plan(
@@ -143,6 +160,7 @@ def make_plan(
         analysis.fingerprint,
         allow_inexact,
         analysis.allow_outputs,
+        analysis.allow_ids,
         blocks,
     )
     _check(analysis, plan)
@@ -175,7 +193,13 @@ def resolve_plan(analysis: Analysis, plan: Plan) -> dict[Atom, NDArray[np.int64]
 def _check(analysis: Analysis, plan: Plan) -> None:
     _check_model(analysis, plan)
     for name, units in plan.keep.items():
-        _check_group(analysis.group(name), units, plan)
+        group = analysis.group(name)
+        _check_group(group, units, plan)
+        if lost := sorted(analysis.roles.vocabulary.get(group.atom, set()) - set(units)):
+            raise BadInputError(
+                f"the plan removes row {lost[0]} of {name}, which stands in for removed ones",
+                next_step="keep it, or name another id: allow_ids, --allow-ids",
+            )
     _check_blocks(analysis, plan)
 
 
@@ -248,6 +272,8 @@ def _way_out(group: Group) -> str:
     outputs = [r.node for r in group.frozen if r.text == "it is an axis of a graph output"]
     if len(outputs) == len(group.frozen):
         return f"to change the shape of the output, --allow-output {outputs[0]}"
+    if group.role == "rows":
+        return "if a graph input gives the ids of its rows, --allow-ids INPUT=ID"
     return "leave it out of the plan"
 
 

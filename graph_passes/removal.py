@@ -48,7 +48,9 @@ def remove(model: ir.Model, plan: Plan) -> ir.Model:
         BadInputError: the plan does not fit the model.
         PreconditionError: a shape computed in the graph cannot be spelled after the cut.
     """
-    analysis = analyse_prepared(prepare(model), allow_outputs=plan.allow_outputs)
+    analysis = analyse_prepared(
+        prepare(model), allow_outputs=plan.allow_outputs, allow_ids=plan.allow_ids
+    )
     keep = resolve_plan(analysis, plan)
     _record(analysis, plan)
     blocks = select_blocks(analysis.model, plan.blocks) if plan.blocks else ()
@@ -122,6 +124,7 @@ def _record(analysis: Analysis, plan: Plan) -> None:
             "kept": sorted(units),
             "exact": group.exact,
             "outputs": list(plan.allow_outputs),
+            "ids": dict(plan.allow_ids),
         }
         for name, (group, units) in groups.items()
     }

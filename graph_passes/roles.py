@@ -57,6 +57,8 @@ class Roles:
     inexact: set[Atom] = field(default_factory=set)
     outputs: set[Atom] = field(default_factory=set)
     """Positions of graph outputs that are allowed to change shape."""
+    vocabulary: dict[Atom, set[int]] = field(default_factory=dict)
+    """Rows that ids from outside read, with those that stand in for others and so stay."""
 
     def is_head(self, atom: Atom) -> bool:
         """Tell whether the atom counts heads of keys and values, or of queries."""
@@ -81,6 +83,9 @@ def find_roles(axes: AxisMap, weighted: set[Atom]) -> Roles:
         elif fold.node.op_type in _CONTRACTIONS and not _has_weight(fold.node):
             roles.scored.update(atoms)
     roles.experts.update(a for a in weighted if a.at_least and a not in roles.tokens)
+    for lookup in axes.lookups:
+        for atom in leaves(axes.expr(lookup.node, lookup.port)):
+            roles.vocabulary.setdefault(atom, set()).add(lookup.stand_in)
     if roles.heads or roles.query_heads:
         _width(axes, roles)
     _residual(folded, weighted, roles)

@@ -87,7 +87,7 @@ def compensate(
             next_step="leave out compensate, or allow_inexact",
         )
     compensation = COMPENSATIONS[method]
-    analysis = analyse(model, allow_outputs=plan.allow_outputs)
+    analysis = analyse(model, allow_outputs=plan.allow_outputs, allow_ids=plan.allow_ids)
     keep = resolve_plan(analysis, plan)
     weights = _weights(analysis, keep, compensation)
     if isinstance(data, Remembered):

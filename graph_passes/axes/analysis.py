@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
@@ -10,7 +11,14 @@ import onnx_ir as ir
 from secateur.graph_passes.axes.allocation import without_collector
 from secateur.graph_passes.axes.axis_map import AxisMap, FoldUse, Visit, constant_tensor
 from secateur.graph_passes.axes.execution import Executor
-from secateur.graph_passes.axes.expression import UNIT, Expr, Reason, current_sizes, units
+from secateur.graph_passes.axes.expression import (
+    UNIT,
+    Atom,
+    Expr,
+    Reason,
+    current_sizes,
+    units,
+)
 from secateur.graph_passes.axes.programs import (
     PROGRAMS,
     Program,
@@ -49,7 +57,12 @@ _Known = tuple[tuple[Size, ...], tuple[bool, ...]] | None
 _NEW: _Known = ((), ())
 
 
-def analyse_axes(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> AxisMap:
+def analyse_axes(
+    model: ir.Model,
+    *,
+    allow_outputs: Collection[str] = (),
+    allow_ids: Mapping[str, int] = MappingProxyType({}),
+) -> AxisMap:
     """Say what every axis of the main graph is made of.
 
     Args:
@@ -57,12 +70,14 @@ def analyse_axes(model: ir.Model, *, allow_outputs: Collection[str] = ()) -> Axi
             models are analysed too, but what is unknown is frozen.
         allow_outputs: Leave the axes of these graph outputs free, so that a cut may
             change their shapes.
+        allow_ids: Graph inputs whose numbers are ids of rows that may go, each with the
+            id that stands in for one whose row is gone.
 
     Returns:
         Expressions per axis, with the reasons why an atom may not be cut.
     """
     with without_collector():
-        return _Walk(model).run(allow_outputs=allow_outputs)
+        return _Walk(model).run(allow_outputs, allow_ids)
 
 
 class _Walk:
@@ -75,12 +90,15 @@ class _Walk:
         self._shapes: dict[int, _Known] = {}
         """By the identity of the axes of a value: they stay in the map, so none is reused."""
 
-    def run(self, *, allow_outputs: Collection[str] = ()) -> AxisMap:
+    def run(self, allow_outputs: Collection[str], allow_ids: Mapping[str, int]) -> AxisMap:
         for value in self._graph.inputs:
             self._enter_input(value)
+            if value.name in allow_ids:
+                self._axes.ids[value] = allow_ids[str(value.name)]
         for node in self._graph:
             if node.op_type != "Constant" or node.domain:
                 self._visit(node)
+        self._tie_lookups()
         for value in self._graph.outputs:
             if value.name in allow_outputs:
                 continue
@@ -95,6 +113,22 @@ class _Walk:
                     self._solver.freeze(source, reason)
         self._axes.seal()
         return self._axes
+
+    def _tie_lookups(self) -> None:
+        """Rows that ids read go from every use of their weight (a tied head), or from none."""
+        axes = self._axes
+        for lookup in axes.lookups:
+            node, (slot, axis) = lookup.node, lookup.port
+            rows, weight = axes.expr(node, lookup.port), node.inputs[slot]
+            for reader, there in () if weight is None else weight.uses():
+                used = axes.of_uses.get((reader, there))
+                if used is not None:
+                    self._solver.unify(rows, used[axis], node_name(node))
+        for lookup in axes.lookups:
+            rows = axes.expr(lookup.node, lookup.port)
+            if len(rows) != 1 or type(rows[0]) is not Atom or type(rows[0].size) is not int:
+                text = "it is read by ids, and not one axis by itself"
+                self._solver.freeze(rows, Reason(text, node_name(lookup.node)))
 
     def _enter_input(self, value: ir.Value) -> None:
         if value.const_value is not None:
@@ -144,6 +178,9 @@ class _Walk:
             here.settle()
         if self._axes.holds_positions():
             self._carry_positions(visit, program.reads)
+        if self._axes.ids and key in _MOVES and visit.inputs[0] in self._axes.ids:
+            stand_in = self._axes.ids[visit.inputs[0]]
+            self._axes.ids.update(dict.fromkeys(visit.outputs, stand_in))
         if integers or key in FROM_AXES:
             self._track(node)
 

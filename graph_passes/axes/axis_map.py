@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.graph_passes.axes.expression import Atom, Expr, Reason, leaves, resolve
+from secateur.graph_passes.axes.lookups import LookUp
 from secateur.graph_passes.axes.relations import Port
 from secateur.graph_passes.axes.sizes import Size
 from secateur.graph_passes.axes.solver import Solver
@@ -64,6 +65,11 @@ class AxisMap:
         """Nodes in graph order, without constants."""
         self.folds: list[FoldUse] = []
         self.indexings: list[IndexUse] = []
+        self.ids: dict[ir.Value, int] = {}
+        """Ids of rows that may go, as an input gives them, with the id that stands in for one
+        whose row is gone."""
+        self.lookups: list[LookUp] = []
+        """What reads rows by them."""
         self.of_values: dict[ir.Value, Sequence[Expr] | None] = {}
         """Axes of graph inputs and computed values as the walk found them; ask ``of``."""
         self.of_uses: dict[tuple[ir.Node, int], Sequence[Expr]] = {}

@@ -24,6 +24,7 @@ from secateur.graph_passes.axes.expression import (
 from secateur.graph_passes.axes.expression import (
     Sum as SumExpr,
 )
+from secateur.graph_passes.axes.lookups import LookUp
 from secateur.graph_passes.axes.programs import Pairs, Step
 from secateur.graph_passes.axes.relations import (
     Blocks,
@@ -294,12 +295,15 @@ class Executor:
         self._solver.require(axis, relation.picked, self.name)
 
     def _read_at(self, relation: ReadAt) -> None:
-        axis = self._known(relation.port)
-        numbered = self._axes.positions(self.node.inputs[relation.slot])
-        if numbered is None:
-            self._solver.freeze(axis, Reason("it is read at computed positions", self.name))
-        else:
+        axis, read = self._known(relation.port), self.node.inputs[relation.slot]
+        numbered = self._axes.positions(read)
+        if numbered is not None:
             self._solver.unify(numbered, axis, self.name)
+        elif read in self._axes.ids and self.node.op_type == "Gather":
+            found = LookUp(self.node, relation.port, relation.slot, self._axes.ids[read])
+            self._axes.lookups.append(found)
+        else:
+            self._solver.freeze(axis, Reason("it is read at computed positions", self.name))
 
 
 def _is_long(expr: Expr, length: int) -> bool:

@@ -99,19 +99,26 @@ def to_torch(model: ir.Model) -> nn.Module:
     return graph_module.to_torch(model)
 
 
-def analyse(model: ir.Model, *, allow_outputs: Sequence[str] = ()) -> Analysis:
+def analyse(
+    model: ir.Model,
+    *,
+    allow_outputs: Sequence[str] = (),
+    allow_ids: Mapping[str, int] | None = None,
+) -> Analysis:
     """Find what can be removed from a model, and what cannot and why.
 
     Args:
         model: stays as it is.
         allow_outputs: names of outputs whose shape a removal may change.
+        allow_ids: names of inputs that give ids of rows which may go (a vocabulary), each with
+            the id that is read in place of one whose row is gone.
 
     Raises:
-        BadInputError: the graph contradicts itself, or has no such output.
+        BadInputError: the graph contradicts itself, or has no such output, input or id.
     """
     from secateur.graph_passes import groups
 
-    return groups.analyse(model, allow_outputs=allow_outputs)
+    return groups.analyse(model, allow_outputs=allow_outputs, allow_ids=allow_ids or {})
 
 
 def plan(

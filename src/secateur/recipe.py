@@ -169,6 +169,9 @@ class Removal(_Strict):
     """Also cut what a norm is taken over; the result is renormalised, not equal."""
     allow_outputs: tuple[str, ...] = ()
     """Outputs of the model whose shape may change."""
+    allow_ids: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    """Inputs that give ids of rows that may go, each with the id (of the unknown token) that is
+    read in place of one whose row is gone: ``input_ids: 100``."""
 
 
 class Selection(_Strict):

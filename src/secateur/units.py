@@ -15,6 +15,7 @@ Unit = Literal[
     "recurrent",
     "residual",
     "outputs",
+    "vocabulary",
     "blocks",
 ]
 """Roles of groups, as ``secateur analyse`` names them; two of them together; and whole residual

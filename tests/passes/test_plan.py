@@ -210,13 +210,14 @@ def test_fewer_experts_than_a_router_picks_are_refused() -> None:
         ('{"schema": 1, "keep": {"a": "0,1"}}', "not a list of integers"),
         ('{"schema": 1, "keep": {"a": [0.5]}}', "not a list of integers"),
         ('{"schema": 1, "keep": {"a": [true]}}', "not a list of integers"),
-        ('{"schema": 1, "keep": [1, 2]}', "not groups and their units"),
+        ('{"schema": 1, "keep": [1, 2]}', "'keep' in the plan is not a list of units per group"),
         ('{"schema": 1, "keep": {"a": [0], "a": [1]}}', "'a' stands twice"),
-        ('{"schema": 1, "keep": {}, "sizes": {"a": "4"}}', "a size in the plan"),
+        ('{"schema": 1, "keep": {}, "sizes": {"a": "4"}}', "'sizes' in the plan is not an integer"),
         ('{"schema": 1, "keep": {}, "blocks": "a"}', "'blocks' in the plan is not a list"),
         ('{"schema": 1, "keep": {}, "allow_outputs": true}', "'allow_outputs' in the plan"),
-        ('{"schema": 1, "keep": {}, "allow_inexact": 1}', "neither true nor false"),
-        ('{"schema": 1, "keep": {}, "fingerprint": 7}', "no text"),
+        ('{"schema": 1, "keep": {}, "allow_ids": {"ids": "0"}}', "'allow_ids' in the plan"),
+        ('{"schema": 1, "keep": {}, "allow_inexact": 1}', "not true or false"),
+        ('{"schema": 1, "keep": {}, "fingerprint": 7}', "not a text"),
     ],
 )
 def test_a_file_that_is_no_plan_is_refused(text: str, says: str) -> None:

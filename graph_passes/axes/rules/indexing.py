@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from secateur.graph_passes.axes.axis_map import AxisMap, constant
 from secateur.graph_passes.axes.constants import new_constant
-from secateur.graph_passes.axes.expression import Keep, indices, leaves
+from secateur.graph_passes.axes.expression import Expr, Keep, indices, leaves
+from secateur.graph_passes.axes.lookups import LookUp, translate_ids
 from secateur.graph_passes.axes.relations import (
     AXIS_RULES,
     OUT,
@@ -82,8 +83,13 @@ def _gather_constant(values: np.ndarray, total: object, picked: int) -> Iterator
 def renumber(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     """Constant positions are spelled anew: where each of them stands after the cut.
 
-    The index tensor itself was cut along its own axes before.
+    The index tensor itself was cut along its own axes before. Ids from outside stay what they
+    were: a table says where the row of each now stands.
     """
+    for lookup in axes.lookups:
+        if lookup.node is node:
+            _look_up(lookup, axes.expr(node, lookup.port), keep)
+            return
     values = constant(node.inputs[1])
     if node.attributes.get_int("batch_dims", 0):
         return  # then the axes that are read are frozen
@@ -99,6 +105,15 @@ def renumber(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     assert isinstance(node.graph, ir.Graph)
     name = f"{node_name(node)}.positions"
     node.replace_input_with(1, new_constant(node.graph, name, moved.astype(values.dtype)))
+
+
+def _look_up(lookup: LookUp, rows: Expr, keep: Keep) -> None:
+    kept, total = indices(rows, keep), indices(rows, {}).size
+    if len(kept) == total:
+        return
+    table = np.full(total, np.searchsorted(kept, lookup.stand_in), np.int64)
+    table[kept] = np.arange(len(kept))
+    translate_ids(lookup, table)
 
 
 @AXIS_RULES.register("Equal")

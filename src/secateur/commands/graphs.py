@@ -158,6 +158,7 @@ def prune(
     normalise: Normalise = "sum",
     allow_inexact: bool = False,
     allow_output: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    allow_ids: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     data: str = "",
     arrays: Path | None = None,
     compensate: str = "none",
@@ -204,6 +205,9 @@ def prune(
         Also cut what a norm is taken over; the result is renormalised, not equal.
     allow_output
         Name of an output whose shape may change; may be given several times.
+    allow_ids
+        INPUT=ID: rows that the ids of INPUT read may go, and ID (the unknown token) is read in
+        place of one whose row is gone; may be given several times.
     data
         What criteria and compensation look at: a .txt with a text a line, an .npz, a folder of
         texts or pictures, or FILE.py:FUNCTION.
@@ -233,11 +237,12 @@ def prune(
         journal=journal,
         round_to=round_to,
         at_least=at_least,
-        limits=_limits(limit),
+        limits=_pairs(limit, "--limit", 'GROUP=SHARE, such as "heads of encoder.layer.0=0"'),
         aggregate=aggregate,
         normalise=normalise,
         allow_inexact=allow_inexact,
         allow_outputs=allow_output,
+        allow_ids=_pairs(allow_ids, "--allow-ids", "INPUT=ID, such as input_ids=100"),
     )
     check_compensation(compensate)
     given = read_plan(plan) if plan is not None else None
@@ -246,7 +251,10 @@ def prune(
         loaded = load_model(model)
     with steps.step("remove and prove"), steps.telling("secateur.workflow.pruning"):
         pruned = _pruned(loaded, wanted, _Given(data, arrays, compensate, given, plan_only))
-    files = _save_pruned(pruned, output, plan_only=plan_only)
+    _tell(pruned, _save_pruned(pruned, output, plan_only=plan_only), json=json)
+
+
+def _tell(pruned: Pruned, files: list[str], *, json: bool) -> None:
     if json:
         print_json({"files": files, "proofs": pruned.proof_records})
     else:
@@ -280,22 +288,18 @@ def _pruned(loaded: Source, wanted: Removal, given: _Given) -> Pruned:
     return prune_and_fit(whole, (wanted,), fitting, plan=given.plan, batches=batches)
 
 
-def _limits(options: tuple[str, ...]) -> dict[str, str]:
-    """Split GROUP=SHARE; the recipe's checks read the share."""
+def _pairs(options: tuple[str, ...], flag: str, wanted: str) -> dict[str, str]:
+    """Split NAME=NUMBER; the recipe's checks read the number."""
     from secateur.errors import BadInputError
 
-    limits = {}
+    pairs = {}
     for option in options:
-        name, equals, share = option.rpartition("=")
-        if not equals or name in limits:
-            raise BadInputError(
-                "a limit is given twice" if equals else "a limit is no GROUP=SHARE",
-                where="--limit",
-                got=option,
-                wanted='such as "heads of encoder.layer.0=0"',
-            )
-        limits[name] = share
-    return limits
+        name, equals, number = option.rpartition("=")
+        if not equals or name in pairs:
+            what = f"{name} is given twice" if equals else f"it is no {wanted.partition(',')[0]}"
+            raise BadInputError(what, where=flag, got=option, wanted=wanted)
+        pairs[name] = number
+    return pairs
 
 
 def _save_pruned(pruned: Pruned, output: Path, *, plan_only: bool) -> list[str]:

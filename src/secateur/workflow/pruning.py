@@ -73,7 +73,8 @@ def prune_graph(
         ParityError: the proof fails.
     """
     outputs = plan.allow_outputs if plan else allowed_outputs(removals)
-    analysis = analyse(model, allow_outputs=outputs)
+    ids = plan.allow_ids if plan else allowed_ids(removals)
+    analysis = analyse(model, allow_outputs=outputs, allow_ids=ids)
     made = plan or make_plan_for(analysis, removals, batches)
     removed = _removed(analysis, made)
     if plan_only:
@@ -127,7 +128,9 @@ def plan_for(
     model: ir.Model, removals: Sequence[Removal], batches: Sequence[Arrays], arrays: Arrays
 ) -> Plan:
     """The plan alone; BadInputError as ``make_plan_for``."""
-    analysis = analyse(model, allow_outputs=allowed_outputs(removals))
+    analysis = analyse(
+        model, allow_outputs=allowed_outputs(removals), allow_ids=allowed_ids(removals)
+    )
     return make_plan_for(analysis, removals, batches, arrays)
 
 
@@ -175,6 +178,23 @@ def allowed_outputs(removals: Sequence[Removal]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for removal in removals for name in removal.allow_outputs))
 
 
+def allowed_ids(removals: Sequence[Removal]) -> dict[str, int]:
+    """Inputs that give ids of rows which any of the removals may remove, with their stand-ins.
+
+    Raises:
+        BadInputError: two removals name different ids for one input.
+    """
+    found: dict[str, int] = {}
+    for name, stand_in in (pair for removal in removals for pair in removal.allow_ids.items()):
+        if found.setdefault(name, stand_in) != stand_in:
+            raise BadInputError(
+                f"two ids stand in for those of {name!r} that lost their rows",
+                where="allow_ids",
+                got=f"{found[name]} and {stand_in}",
+            )
+    return found
+
+
 def read_plan(path: Path) -> Plan:
     """Read a plan file.
 
@@ -212,6 +232,7 @@ def recorded_plan(model: ir.Model) -> Plan | None:
         allow_outputs=tuple(
             dict.fromkeys(output for r in found.values() for output in r.get("outputs", ()))
         ),
+        allow_ids={name: i for r in found.values() for name, i in r.get("ids", {}).items()},
         blocks=tuple(name for name, r in found.items() if r["role"] == "block"),
     )
 
@@ -251,6 +272,7 @@ def _prove(
 __all__ = [
     "Fitting",
     "Pruned",
+    "allowed_ids",
     "allowed_outputs",
     "make_plan_for",
     "plan_for",

@@ -103,11 +103,10 @@ def removed_units(model: ir.Model, plan: Plan) -> tuple[Removed, ...]:
             as the width of a head, which is combined between two activations; a whole block,
             a shorter output, or a renormalised cut, which no weight of zero can stand for.
     """
-    analysis = analyse(model, allow_outputs=plan.allow_outputs)
+    analysis = analyse(model, allow_outputs=plan.allow_outputs, allow_ids=plan.allow_ids)
     beyond = [f"the block {name}" for name in plan.blocks]
-    beyond += [
-        n for n in plan.keep if not analysis.group(n).exact or analysis.group(n).role == "outputs"
-    ]
+    groups = [analysis.group(name) for name in plan.keep]
+    beyond += [g.name for g in groups if not g.exact or g.role in {"outputs", "vocabulary"}]
     if beyond:
         raise PreconditionError(
             f"the PyTorch module cannot be masked to be without {beyond[0]}",
