@@ -39,7 +39,7 @@ from secateur.models.selectors import SELECTORS
 TOKENS = (196, 576, 2880)
 KEEPS = (500, 250, 100)
 BATCHES = (1, 8)
-LARGEST_BYTES = 4 << 30
+LARGEST_BYTES = 8 << 30
 """Inputs of the added nodes above this are not made; the row says so."""
 
 WIDTH, HEADS = 768, 12

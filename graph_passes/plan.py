@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -148,14 +148,15 @@ _ENTRIES: Mapping[str, tuple[Callable[[object], bool], str]] = {
 
 def make_plan(
     analysis: Analysis,
-    keep: Mapping[str, tuple[int, ...]],
+    keep: Mapping[str, Sequence[int]],
     *,
     allow_inexact: bool = False,
     blocks: tuple[str, ...] = (),
 ) -> Plan:
     """Return a plan for this model, checked."""
+    kept = {name: tuple(units) for name, units in keep.items()}
     plan = Plan(
-        MappingProxyType(dict(keep)),  # nothing is changed after it was checked
+        MappingProxyType(kept),  # nothing is changed after it was checked
         _sizes(analysis),
         analysis.fingerprint,
         allow_inexact,

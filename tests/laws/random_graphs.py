@@ -38,6 +38,8 @@ class Graph:
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     weights: dict[str, NDArray] = field(default_factory=dict)
     values: list[Value] = field(default_factory=list)
+    ids: dict[str, tuple[Value, int]] = field(default_factory=dict)
+    """Integer inputs, with how many rows they are read from."""
 
     def node(
         self, op: str, inputs: Sequence[str], shape: Sequence[int], **attributes: object
@@ -67,6 +69,12 @@ class Graph:
     def ints(self, *values: int) -> str:
         return self.constant(np.array(values, np.int64))
 
+    def ids_below(self, rows: int, shape: Sequence[int]) -> str:
+        """A graph input of integers, each an id of one of the rows."""
+        name = f"ids{len(self.ids)}"
+        self.ids[name] = Value(name, tuple(shape)), rows
+        return name
+
     def constant(self, array: NDArray) -> str:
         name = f"w{len(self.weights)}"
         self.weights[name] = array
@@ -86,21 +94,27 @@ class Graph:
         """The network so far; axes of inputs may have names, also where weights fix them."""
         named = [self.random.random() < share for share in (0.6, 0.15, 0.2, 0.2)]
 
-        def info(value: Value) -> onnx.ValueInfoProto:
-            names = zip(value.shape, NAMES, named, strict=False)
+        def info(value: Value, dtype: int = onnx.TensorProto.FLOAT) -> onnx.ValueInfoProto:
+            called = NAMES if dtype == onnx.TensorProto.FLOAT else (NAMES[0], value.name)
+            names = zip(value.shape, called, named, strict=False)
             shape = [name if is_named else size for size, name, is_named in names]
-            return helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape)
+            return helper.make_tensor_value_info(value.name, dtype, shape)
 
         declared = [
             helper.make_tensor_value_info(v.name, onnx.TensorProto.FLOAT, [None] * v.rank)
             for v in outputs
         ]
         constants = [numpy_helper.from_array(array, n) for n, array in self.weights.items()]
+        read = {name for node in self.nodes for name in node.input}
+        ids = {name: pair for name, pair in self.ids.items() if name in read}
         inputs = [info(v) for v in self.values[:n_inputs]]
+        inputs += [info(value, onnx.TensorProto.INT64) for value, _ in ids.values()]
         graph = helper.make_graph(self.nodes, "random", inputs, declared, constants)
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
         lengths = {v.name: " ".join(map(str, v.shape)) for v in self.values[:n_inputs]}
+        lengths |= {name: " ".join(map(str, v.shape)) for name, (v, _) in ids.items()}
+        lengths |= {f"rows.{name}": str(rows) for name, (_, rows) in ids.items()}
         helper.set_model_props(model, lengths)
         return model
 

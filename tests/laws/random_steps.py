@@ -130,6 +130,21 @@ def embedding(graph: Graph) -> None:
 
 
 @step
+def words(graph: Graph) -> None:
+    """Rows read by ids from outside, here and there by a second input, or again by a tied head."""
+    rows, out, n = width(graph), width(graph), graph.random.choice((1, 3, 5))
+    table, shape = graph.weight(rows, out), (BATCH, n)
+    last = graph.node("Gather", [table, graph.ids_below(rows, shape)], (*shape, out))
+    if graph.random.random() < 0.2:
+        again = graph.node("Gather", [table, graph.ids_below(rows, shape)], last.shape)
+        last = graph.node("Mul", [last.name, again.name], last.shape)
+    if graph.random.random() < 0.3:
+        turned = graph.node("Transpose", [table], (out, rows), perm=[1, 0])
+        graph.values.remove(turned)
+        graph.node("MatMul", [last.name, turned.name], (*shape, rows))
+
+
+@step
 def lstm(graph: Graph) -> None:
     """Recurrent units, some of which may go."""
     x = graph.pick(lambda v: v.rank == 3)

@@ -67,28 +67,41 @@ def run_in_doubles(model: onnx.ModelProto, feeds: dict[str, NDArray]) -> Outputs
             array = numpy_helper.to_array(tensor).astype(np.float64)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     for value in (*wide.graph.input, *wide.graph.output):
+        if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
+            continue
         value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
-    wide_feeds = {name: array.astype(np.float64) for name, array in feeds.items()}
+    wide_feeds = {
+        name: array.astype(np.float64) if array.dtype == np.float32 else array
+        for name, array in feeds.items()
+    }
     return list(ReferenceEvaluator(wide).run(None, wide_feeds))
 
 
 def feeds_of(model: onnx.ModelProto, seed: int) -> dict[str, NDArray]:
     rng = np.random.default_rng(seed)
     shapes = {p.key: [int(d) for d in p.value.split()] for p in model.metadata_props}
-    return {
-        value.name: rng.standard_normal(shapes[value.name]).astype(np.float32)
-        for value in model.graph.input
-    }
+    feeds = {}
+    for name in (value.name for value in model.graph.input):
+        rows = shapes.get(f"rows.{name}")
+        feeds[name] = (
+            rng.integers(-rows[0], rows[0], shapes[name])  # negative ids count from the end
+            if rows
+            else rng.standard_normal(shapes[name]).astype(np.float32)
+        )
+    return feeds
 
 
 def random_plan(model: ir.Model, random: Random) -> Plan | None:
     """Random units of random groups, sometimes a whole block; every fifth time what is
-    only cut when asked for: the width under a norm, an axis of an output.
+    only cut when asked for: the width under a norm, an axis of an output; and every other
+    time what ids from outside read.
     """
     inexact, opened = random.random() < 0.2, random.random() < 0.2
     names = [str(value.name) for value in model.graph.outputs]
     outputs = random.sample(names, random.randint(1, len(names))) if opened else []
-    analysis = analyse(model, allow_outputs=outputs)
+    rows = {k[5:]: int(v) for k, v in model.metadata_props.items() if k.startswith("rows.")}
+    ids = {n: random.randrange(rows[n]) for n in rows if random.random() < 0.5}
+    analysis = analyse(model, allow_outputs=outputs, allow_ids=ids)
     for group in analysis.groups:
         assert group.removable or group.frozen or not group.exact or not group.weights, group.name
     keep: dict[str, tuple[int, ...]] = {}
@@ -96,7 +109,9 @@ def random_plan(model: ir.Model, random: Random) -> Plan | None:
         fits = group.removable or (inexact and group.weights and not group.frozen)
         if fits and group.size > max(1, group.atom.at_least) and random.random() < 0.8:
             count = random.randint(max(1, group.atom.at_least), group.size - 1)
-            keep[group.name] = tuple(sorted(random.sample(range(group.size), count)))
+            kept = {*random.sample(range(group.size), count)}
+            kept |= analysis.roles.vocabulary.get(group.atom, set())
+            keep[group.name] = tuple(sorted(kept))
     blocks = [b.name for b in find_blocks(analysis.model)] if random.random() < 0.2 else []
     blocks = random.sample(blocks, min(1, len(blocks)))
     if not keep and not blocks:
