@@ -7,7 +7,6 @@ here a group is a leaf atom of the axis algebra with every weight axis that cont
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -17,6 +16,7 @@ from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from secateur.errors import BadInputError
 from secateur.graph_passes.axes import (
@@ -163,8 +163,10 @@ class Analysis:
     """Graph outputs whose axes count as groups like any other."""
     allow_ids: Mapping[str, int] = field(default_factory=dict)
     """Graph inputs whose numbers are ids of rows that may go, each with the id that stands in."""
-    checked: list[object] = field(default_factory=list, repr=False)
-    """The last plan that ``make_plan`` made for it, if any: it needs no second look."""
+    checked: list[tuple[object, list[tuple[Group, NDArray[np.int64]]]]] = field(
+        default_factory=list, repr=False
+    )
+    """The last plan that ``make_plan`` made for it, if any, with the kept units of each group."""
     _by_name: dict[str, Group] = field(default_factory=dict, repr=False)
 
     def group(self, name: str) -> Group:
@@ -187,7 +189,7 @@ class Analysis:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of group names and sizes: what a plan refers to, not the values of weights."""
-        text = json.dumps([(g.name, g.role, g.size) for g in self.groups if g.weights])
+        text = "\n".join([f"{g.name}\t{g.role}\t{g.size}" for g in self.groups if g.weights])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def by_role(self, role: str) -> tuple[Group, ...]:

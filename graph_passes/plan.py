@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +17,7 @@ from secateur.graph_passes.blocks import select_blocks
 from secateur.graph_passes.groups import Analysis, Group
 
 SCHEMA = 1
-_FEW = 64
-"""Up to so many units are looked at one by one: an array would cost more."""
+Positions: TypeAlias = NDArray[np.int64]
 _KEYS = {
     *("schema", "fingerprint", "allow_inexact", "allow_outputs", "allow_ids", "blocks"),
     *("sizes", "keep"),
@@ -164,8 +163,7 @@ def make_plan(
         analysis.allow_ids,
         blocks,
     )
-    _check(analysis, plan)
-    analysis.checked[:] = [plan]
+    analysis.checked[:] = [(plan, _check(analysis, plan))]
     return plan
 
 
@@ -173,7 +171,7 @@ def _sizes(analysis: Analysis) -> dict[str, int]:
     return {group.name: group.size for group in analysis.groups if group.weights}
 
 
-def resolve_plan(analysis: Analysis, plan: Plan) -> dict[Atom, NDArray[np.int64]]:
+def resolve_plan(analysis: Analysis, plan: Plan) -> dict[Atom, Positions]:
     """Return the kept positions per atom.
 
     Raises:
@@ -181,27 +179,26 @@ def resolve_plan(analysis: Analysis, plan: Plan) -> dict[Atom, NDArray[np.int64]
             do not exist or stand twice, a group that would be emptied, frozen or inexact, or
             that lies in a block which goes whole.
     """
-    if not (analysis.checked and analysis.checked[0] is plan):
-        _check(analysis, plan)
-    kept = [(analysis.group(name), units) for name, units in plan.keep.items()]
-    return {
-        group.atom: np.sort(np.fromiter(units, np.int64, len(units)))
-        for group, units in kept
-        if len(units) < group.size
-    }
+    checked = analysis.checked[0] if analysis.checked else None
+    kept = checked[1] if checked and checked[0] is plan else _check(analysis, plan)
+    return {group.atom: units for group, units in kept if len(units) < group.size}
 
 
-def _check(analysis: Analysis, plan: Plan) -> None:
+def _check(analysis: Analysis, plan: Plan) -> list[tuple[Group, Positions]]:
+    """Return the kept units per group, ascending."""
     _check_model(analysis, plan)
+    stand_ins, found = analysis.roles.vocabulary, []
     for name, units in plan.keep.items():
         group = analysis.group(name)
+        found.append((group, _positions(group, units)))
         _check_group(group, units, plan)
-        if lost := sorted(analysis.roles.vocabulary.get(group.atom, set()) - set(units)):
+        if group.atom in stand_ins and (lost := sorted(stand_ins[group.atom].difference(units))):
             raise BadInputError(
                 f"the plan removes row {lost[0]} of {name}, which stands in for removed ones",
                 next_step="keep it, or name another id: allow_ids, --allow-ids",
             )
     _check_blocks(analysis, plan)
+    return found
 
 
 def _check_model(analysis: Analysis, plan: Plan) -> None:
@@ -226,9 +223,7 @@ def _check_model(analysis: Analysis, plan: Plan) -> None:
 
 
 def _check_group(group: Group, units: tuple[int, ...], plan: Plan) -> None:
-    size = group.size
-    _check_units(group, units)
-    if len(units) == size:
+    if len(units) == group.size:
         return
     if group.frozen:
         raise BadInputError(
@@ -255,17 +250,21 @@ def _check_group(group: Group, units: tuple[int, ...], plan: Plan) -> None:
         )
 
 
-def _check_units(group: Group, units: tuple[int, ...]) -> None:
-    size = group.size
-    if len(units) > _FEW:
+def _positions(group: Group, units: tuple[int, ...]) -> Positions:
+    """Return the units, ascending; BadInputError where one does not exist or stands twice."""
+    try:
         listed = np.fromiter(units, np.int64, len(units))
-        if listed[0] >= 0 and listed[-1] < size and (listed[1:] > listed[:-1]).all():
-            return
-    if units and not 0 <= min(units) <= max(units) < size:
-        bad = [unit for unit in units if not 0 <= unit < size]
-        raise BadInputError(f"{group.name} has no unit {bad[0]}", wanted=f"0 to {size - 1}")
-    if len(set(units)) != len(units):
-        raise BadInputError(f"a kept unit of {group.name} stands twice in the plan")
+    except OverflowError:
+        largest = max(units, key=abs)
+        raise BadInputError(f"{group.name} has no unit {largest}") from None
+    if not (listed[1:] > listed[:-1]).all():
+        listed = np.sort(listed)
+        if (listed[1:] == listed[:-1]).any():
+            raise BadInputError(f"a kept unit of {group.name} stands twice in the plan")
+    if len(listed) and not 0 <= listed[0] <= listed[-1] < group.size:
+        bad = listed[0] if listed[0] < 0 else listed[-1]
+        raise BadInputError(f"{group.name} has no unit {bad}", wanted=f"0 to {group.size - 1}")
+    return listed
 
 
 def _way_out(group: Group) -> str:

@@ -64,7 +64,8 @@ def remove(model: ir.Model, plan: Plan) -> ir.Model:
 @without_collector()
 def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> ir.Model:
     """Cut the analysed model itself, in place, and return it."""
-    model, cut = analysis.model, _Cut(analysis.axes, keep)
+    model = analysis.model
+    cut = _Cut(model.graph, analysis.axes, keep)
     _slice_constants(model, cut)
     for visit in cut.axes.visited:
         rewrite = REWRITES.find(visit.key)
@@ -79,9 +80,11 @@ def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> 
 class _Cut:
     """What is kept, and which axes that cuts; many values have the very same axes."""
 
+    graph: ir.Graph
     axes: AxisMap
     keep: Mapping[Atom, NDArray[np.int64]]
     _known: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    _shapes: dict[tuple[Any, ...], ir.Shape] = field(default_factory=dict)
 
     def of(self, exprs: Sequence[Expr]) -> tuple[int, ...]:
         """Numbers of those of the axes that are cut, which have to be the analysis' own."""
@@ -95,6 +98,13 @@ class _Cut:
                 elif is_cut(expr, self.keep):
                     cut.append(axis)
             self._known[id(exprs)] = found = tuple(cut)
+        return found
+
+    def shape(self, dims: tuple[Any, ...]) -> ir.Shape:
+        """Return the shape, frozen; weights of one size share it."""
+        found = self._shapes.get(dims)
+        if found is None:
+            self._shapes[dims] = found = ir.Shape(dims, frozen=True)
         return found
 
     def touches(self, visit: Visit) -> bool:
@@ -152,27 +162,28 @@ def _slice_constants(model: ir.Model, cut: _Cut) -> None:
     copies: dict[str, str] = {}
     for value, found in ways.items():
         for way, uses in found.items():
-            if (name := _replace(model.graph, value, way, uses)) != value.name:
+            if (name := _replace(cut, value, way, uses)) != value.name:
                 copies[name] = value.name or ""
     if copies:
         name_copies(model, copies)
 
 
-def _replace(graph: ir.Graph, value: ir.Value, way: _Way, uses: _Uses) -> str:
+def _replace(cut: _Cut, value: ir.Value, way: _Way, uses: _Uses) -> str:
     """Slice a constant for some of its uses, lazily; return the name of what they read now."""
     tensor = constant_tensor(value)
     assert tensor is not None
     kept = {axis: np.frombuffer(raw, dtype=np.int64) for axis, raw in way}
-    dims: list[Any] = [len(kept[i]) if i in kept else dim for i, dim in enumerate(tensor.shape)]
-    shape = ir.Shape(dims, frozen=True)  # of the value and of what it holds, as in a file
+    whole: Any = tensor.shape.dims
+    # of the value and of what it holds, as in a file
+    shape = cut.shape(tuple([len(kept[i]) if i in kept else d for i, d in enumerate(whole)]))
     is_alone = len(value.uses()) == len(uses) and not value.is_graph_output()
-    name = value.name or "" if is_alone else unused_name(graph, f"{value.name}.cut")
-    cut = CutTensor(tensor, kept, shape, name)
+    name = value.name or "" if is_alone else unused_name(cut.graph, f"{value.name}.cut")
+    sliced = CutTensor(tensor, kept, shape, name)
     if is_alone:
-        value.const_value, value.shape = cut, shape
+        value.const_value, value.shape = sliced, shape
         return name
-    fresh = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=cut)
-    graph.register_initializer(fresh)
+    fresh = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=sliced)
+    cut.graph.register_initializer(fresh)
     for node, slot in uses:
         node.replace_input_with(slot, fresh)
     return name

@@ -196,7 +196,8 @@ class _Walk:
         found = PROGRAMS.find(signature)
         if found is not None:
             return found
-        if not has_no_subgraph(node):
+        plain = is_plain(node)
+        if not plain and not has_no_subgraph(node):
             if not knows_bodies(rule):
                 return None
             for value in captured(node):
@@ -204,7 +205,7 @@ class _Walk:
         view = View(node, self._axes, sizes_of(shapes) if by_units else shapes, self._opset)
         ranks = [None if shape is None else len(shape) for shape in shapes]
         program = program_of(rule(view), ranks, declared)
-        if not view.is_particular and is_plain(node):
+        if plain and not view.is_particular:
             PROGRAMS.keep(signature, program)
         return program
 

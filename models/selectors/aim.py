@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.models.selectors.core import Selection, best, ranks, selector
+from secateur.models.selectors.core import Selection, best, marked, ranks, selector
 
 _FAR = -2.0
 """Below every cosine."""
@@ -68,8 +68,7 @@ def combine(
     """Average dropped sources into their destinations, (B, K, N) weights float32."""
     found = match(hidden, valid, protected)
     position = torch.arange(valid.shape[1], device=valid.device).expand_as(found.target)
-    # Who is kept goes to itself. Fillers of the rectangle mark a token that is kept anyway.
-    kept = torch.zeros_like(found.target).scatter(1, index, 1) > 0
+    kept = marked(index, valid_kept, valid)  # who is kept goes to itself
     goes_to = torch.where(kept | ~found.is_source, position, found.target)
     goes_to = goes_to.masked_fill(~valid, -1)
     return group_means(goes_to, torch.where(valid_kept, index, -2))

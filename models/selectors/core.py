@@ -335,6 +335,19 @@ def ranks(score: Tensor) -> Tensor:
     return torch.zeros_like(order).scatter(1, order, position)
 
 
+def marked(index: Tensor, valid_kept: Tensor, valid: Tensor) -> Tensor:
+    """Tell which tokens are kept, (B, N) bool.
+
+    Args:
+        index: (B, K) int64, positions; those of fillers of the rectangle may be any.
+        valid_kept: (B, K) bool, False for fillers.
+        valid: (B, N) bool, of which only the shape is read.
+    """
+    beside = torch.nn.functional.pad(torch.zeros_like(valid, dtype=torch.int64), (0, 1))
+    slot = torch.where(valid_kept, index, valid.shape[1])  # fillers go beside all tokens
+    return beside.scatter(1, slot, 1)[:, :-1] > 0
+
+
 def best(score: Tensor, count: Tensor) -> Tensor:
     """(B, N), (B,) -> (B, N) bool: the ``count[b]`` largest of each row."""
     return ranks(score) < count[:, None]
@@ -356,6 +369,7 @@ __all__ = [
     "Selector",
     "behind_protected",
     "best",
+    "marked",
     "ranks",
     "resolve_selector",
     "selector",

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from secateur.models.selectors.core import Selection, ranks, selector
+from secateur.models.selectors.core import Selection, marked, ranks, selector
 
 _SOURCE = "VFlowOpt (Yang et al., ICCV 2025, arXiv:2508.05211), sections 3.2 and 3.3"
 _COST = "the attention map of a layer, and a comparison of every token with every other"
@@ -184,7 +184,7 @@ def _weights(
     """Weights over all tokens; protected ones, in front, stay as they are."""
     protected = valid.shape[1] - made.shape[1]
     slot = torch.where(valid_kept, index, 0)
-    kept = torch.zeros_like(valid, dtype=torch.int64).scatter(1, slot, 1)[:, protected:] > 0
+    kept = marked(index, valid_kept, valid)[:, protected:]
     own = (torch.arange(valid.shape[1], device=valid.device) == slot[:, :, None]).float()
     inner = (slot - protected).clamp(min=0)
     mixed = recycling(made, valid[:, protected:], kept, inner, layout)

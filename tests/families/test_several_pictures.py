@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision_config=vision, text_config=text, image_token_index=IMAGE
     )
     made = tmp_path_factory.mktemp("frames")
-    seeded(transformers.LlavaForConditionalGeneration(config)).save_pretrained(made)
+    seeded(lambda: transformers.LlavaForConditionalGeneration(config)).save_pretrained(made)
     save_words(made)
     return made
 

@@ -164,6 +164,23 @@ def test_outliers_stand_out_and_others_do_not():
     assert (factor[0, :30] > -1.5).all()
 
 
+@pytest.mark.parametrize("filler", [0, 7])
+@pytest.mark.parametrize("name", sorted(n for n, one in SELECTORS.items() if one.combine))
+def test_fillers_of_the_rectangle_change_no_merge(name, filler):
+    """A batch mate that keeps more makes empty places, whatever position stands in them."""
+    selector, grid = SELECTORS[name], {"base": 2, "columns": 4, "cell": 2.0, "threshold": 1.0}
+    if selector.on_grid:
+        selector = resolve_selector(name, grid)
+    signals = {key: x[:1] for key, x in signals_for(name).items()}
+    index = torch.tensor([[1, 2, 4, 5, 9]])  # neither 0 nor 7
+    there = torch.ones_like(index, dtype=torch.bool)
+    wanted = selector.merge(signals, index, there, 0)
+    wide = torch.cat([index, torch.full((1, 3), filler)], dim=1)
+    got = selector.merge(signals, wide, torch.nn.functional.pad(there, (0, 3)), 0)
+    torch.testing.assert_close(got.weights[:, :5], wanted.weights[:, :5])
+    torch.testing.assert_close(got.weights[:, 8:], wanted.weights[:, 5:])
+
+
 def test_vflowopt_recycles_a_cell_into_its_most_important_token():
     made = torch.tensor([[9.0, 1.0, 8.0, 3.0]])
     valid, layout = torch.ones(1, 4, dtype=torch.bool), vflowopt.Layout(2, 2, 2.0)

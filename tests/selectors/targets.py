@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,8 +94,11 @@ class Vit(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
-def seeded(net: nn.Module) -> nn.Module:
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
     """Give every parameter values of its own, large enough that attention is uneven."""
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        net = build()
     generator = torch.Generator().manual_seed(5)
     for parameter in net.parameters():
         parameter.requires_grad_(False)
@@ -111,7 +114,7 @@ def pictures(side: int, n: int = 3) -> Tensor:
 @functools.cache
 def vit() -> Target:
     inputs = {"pixel_values": pictures(SIDE * PIXELS)}
-    net = seeded(Vit())
+    net = seeded(Vit)
     dense = from_torch(net, inputs, {"pixel_values": {0: "batch"}})
     blocks = tuple(f"blocks.{i}" for i in range(LAYERS))
     return Target(net, dense, inputs, blocks, PATCHES + 1)
@@ -139,7 +142,7 @@ def clip() -> Target:
         projection_dim=24,
     )
     with tempfile.TemporaryDirectory() as folder:
-        seeded(transformers.CLIPModel(config)).save_pretrained(folder)
+        seeded(lambda: transformers.CLIPModel(config)).save_pretrained(folder)
         loaded = load(f"{Path(folder)}#vision")
     assert loaded.net is not None
     inputs = {"pixel_values": pictures(SIDE * PIXELS)}
@@ -161,7 +164,7 @@ def llava() -> Target:
     text = transformers.LlamaConfig(**sizes, **words, num_key_value_heads=2, num_hidden_layers=2)
     config = transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=29)
     with tempfile.TemporaryDirectory() as folder:
-        seeded(transformers.LlavaForConditionalGeneration(config)).save_pretrained(folder)
+        seeded(lambda: transformers.LlavaForConditionalGeneration(config)).save_pretrained(folder)
         save_words(Path(folder))
         loaded = load(folder)
     assert loaded.net is not None
@@ -195,7 +198,7 @@ def vision_mamba() -> Target:
         state_size=4,
         time_step_rank=2,
     )
-    net = seeded(VisionMamba(sizes))
+    net = seeded(lambda: VisionMamba(sizes))
     inputs = {"pixel_values": pictures(SIDE * PIXELS)}
     dense = from_torch(net, inputs, {"pixel_values": {0: "batch"}})
     blocks = tuple(f"layers.{i}" for i in range(LAYERS))

@@ -23,7 +23,7 @@ class WithEntropy(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.vit = seeded(Vit())
+        self.vit = seeded(Vit)
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
         made = patch_entropy(pixel_values.sigmoid(), patch=PIXELS)

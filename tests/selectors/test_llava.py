@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vision_config=vision, text_config=text, image_token_index=IMAGE
     )
     made = tmp_path_factory.mktemp("llava")
-    seeded(transformers.LlavaForConditionalGeneration(config)).save_pretrained(made)
+    seeded(lambda: transformers.LlavaForConditionalGeneration(config)).save_pretrained(made)
     save_words(made)
     return made
 
