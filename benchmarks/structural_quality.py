@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from quality_models import CASES, Batch, Case
 from quality_page import write_page
 
@@ -69,6 +70,7 @@ def main() -> None:
     if options.page:
         write_page(RESULTS)
         return
+    torch.set_num_threads(1)  # what is trained is the same network on any number of cores
     for name in options.cases:
         start = time.perf_counter()
         path = RESULTS / f"structural_quality_{name}.json"

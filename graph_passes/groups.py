@@ -265,7 +265,7 @@ def _check_inputs(model: ir.Model, allow_ids: Collection[str]) -> None:
 
 
 def _check_stand_ins(axes: AxisMap) -> None:
-    for lookup in axes.lookups:
+    for lookup in axes.lookups.values():
         rows = size(axes.expr(lookup.node, lookup.port))
         if isinstance(rows, int) and not 0 <= lookup.stand_in < rows:
             raise BadInputError(

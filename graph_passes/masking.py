@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from secateur.errors import PreconditionError
 from secateur.graph_passes.axes import Atom, AxisMap, FoldUse, indices, leaves, node_name, size
-from secateur.graph_passes.axes.axis_map import constant_tensor
+from secateur.graph_passes.axes.axis_map import LookUp, constant_tensor
 from secateur.graph_passes.axes.constants import new_constant
-from secateur.graph_passes.axes.lookups import LookUp, translate_ids
+from secateur.graph_passes.axes.lookups import translate_ids
 from secateur.graph_passes.axes.relations import Port
 from secateur.graph_passes.blocks import select_blocks, silence_blocks
 from secateur.graph_passes.groups import analyse_prepared
@@ -55,7 +55,7 @@ def mask(model: ir.Model, plan: Plan) -> ir.Model:
             renormalise(analysis.model.graph, fill.node, fill.kept)
         else:
             _neutralise(analysis.model.graph, fill)
-    for lookup in analysis.axes.lookups:
+    for lookup in analysis.axes.lookups.values():
         _stand_in(lookup, analysis.axes, keep)
     silence_blocks(analysis.model, blocks)
     return analysis.model

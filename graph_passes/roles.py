@@ -83,7 +83,7 @@ def find_roles(axes: AxisMap, weighted: set[Atom]) -> Roles:
         elif fold.node.op_type in _CONTRACTIONS and not _has_weight(fold.node):
             roles.scored.update(atoms)
     roles.experts.update(a for a in weighted if a.at_least and a not in roles.tokens)
-    for lookup in axes.lookups:
+    for lookup in axes.lookups.values():
         for atom in leaves(axes.expr(lookup.node, lookup.port)):
             roles.vocabulary.setdefault(atom, set()).add(lookup.stand_in)
     if roles.heads or roles.query_heads:

@@ -117,14 +117,14 @@ class _Walk:
     def _tie_lookups(self) -> None:
         """Rows that ids read go from every use of their weight (a tied head), or from none."""
         axes = self._axes
-        for lookup in axes.lookups:
+        for lookup in axes.lookups.values():
             node, (slot, axis) = lookup.node, lookup.port
             rows, weight = axes.expr(node, lookup.port), node.inputs[slot]
             for reader, there in () if weight is None else weight.uses():
                 used = axes.of_uses.get((reader, there))
                 if used is not None:
                     self._solver.unify(rows, used[axis], node_name(node))
-        for lookup in axes.lookups:
+        for lookup in axes.lookups.values():
             rows = axes.expr(lookup.node, lookup.port)
             if len(rows) != 1 or type(rows[0]) is not Atom or type(rows[0].size) is not int:
                 text = "it is read by ids, and not one axis by itself"

@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.graph_passes.axes.expression import Atom, Expr, Reason, leaves, resolve
-from secateur.graph_passes.axes.lookups import LookUp
 from secateur.graph_passes.axes.relations import Port
 from secateur.graph_passes.axes.sizes import Size
 from secateur.graph_passes.axes.solver import Solver
@@ -30,6 +29,16 @@ class IndexUse(NamedTuple):
     node: ir.Node
     port: Port
     values: tuple[int, ...]
+
+
+class LookUp(NamedTuple):
+    """``node`` reads rows of an axis by the ids that its input ``slot`` holds."""
+
+    node: ir.Node
+    port: Port
+    slot: int
+    stand_in: int
+    """The id whose row is read for every id whose own is gone."""
 
 
 class Entry(NamedTuple):
@@ -68,7 +77,7 @@ class AxisMap:
         self.ids: dict[ir.Value, int] = {}
         """Ids of rows that may go, as an input gives them, with the id that stands in for one
         whose row is gone."""
-        self.lookups: list[LookUp] = []
+        self.lookups: dict[ir.Node, LookUp] = {}
         """What reads rows by them."""
         self.of_values: dict[ir.Value, Sequence[Expr] | None] = {}
         """Axes of graph inputs and computed values as the walk found them; ask ``of``."""

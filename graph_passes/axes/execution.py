@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from secateur.graph_passes.axes.axis_map import AxisMap, IndexUse
+from secateur.graph_passes.axes.axis_map import AxisMap, IndexUse, LookUp
 from secateur.graph_passes.axes.expression import (
     UNIT,
     Atom,
@@ -24,7 +24,7 @@ from secateur.graph_passes.axes.expression import (
 from secateur.graph_passes.axes.expression import (
     Sum as SumExpr,
 )
-from secateur.graph_passes.axes.lookups import LookUp
+from secateur.graph_passes.axes.lookups import table_of_ids
 from secateur.graph_passes.axes.programs import Pairs, Step
 from secateur.graph_passes.axes.relations import (
     Blocks,
@@ -299,11 +299,22 @@ class Executor:
         numbered = self._axes.positions(read)
         if numbered is not None:
             self._solver.unify(numbered, axis, self.name)
-        elif read in self._axes.ids and self.node.op_type == "Gather":
-            found = LookUp(self.node, relation.port, relation.slot, self._axes.ids[read])
-            self._axes.lookups.append(found)
+        elif read in self._axes.ids and relation.is_lookup:
+            self._look_up(axis, relation, self._axes.ids[read])
         else:
             self._solver.freeze(axis, Reason("it is read at computed positions", self.name))
+
+    def _look_up(self, axis: Expr, relation: ReadAt, stand_in: int) -> None:
+        table = table_of_ids(self.node)
+        if table is None:
+            self._axes.lookups[self.node] = LookUp(
+                self.node, relation.port, relation.slot, stand_in
+            )
+            return
+        self._solver.freeze(axis, Reason("it says which row each id reads", self.name))
+        if 0 <= stand_in < len(table):  # else it picks no row of what comes behind either
+            stand_in = int(table[stand_in])
+        self._axes.ids[self.node.outputs[0]] = stand_in
 
 
 def _is_long(expr: Expr, length: int) -> bool:

@@ -101,6 +101,8 @@ class ReadAt(NamedTuple):
 
     port: Port
     slot: int
+    is_lookup: bool = False
+    """Every element of the input picks one row, so that a table can say which."""
 
 
 class Unread(NamedTuple):

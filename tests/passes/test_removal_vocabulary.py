@@ -124,6 +124,37 @@ def test_ids_that_stay_read_their_rows_and_others_read_the_stand_in(text: str) -
     assert digest(model) == before
 
 
+@pytest.mark.parametrize("text", [_UNTIED, _MOVED], ids=["plain", "moved"])
+def test_more_rows_go_in_a_second_cut_by_what_the_first_left(text: str) -> None:
+    model = _network(text)
+    first = remove(model, _cut(model, _ALLOW))  # leaves 0, 3, 4, 7, 11
+    again = make_plan(analyse(first, allow_ids=_ALLOW), {_vocabulary(first, _ALLOW): (1, 4)})
+    second, feeds = remove(first, again), _every_id(model)
+    (got,), (twin,) = _run(second, feeds), _run(mask(first, again), feeds)
+    np.testing.assert_array_equal(got, twin)
+    read = np.where(np.isin(feeds["ids"], (3, 11)), feeds["ids"], 3)
+    (wanted,) = _run(model, {"ids": read.astype(feeds["ids"].dtype)})
+    np.testing.assert_array_equal(got, wanted)
+    rows = second.graph.initializers["embedding"].const_value
+    assert rows is not None
+    assert rows.shape[0] == 2
+    tables = [v for v in second.graph.initializers.values() if "table" in (v.name or "")]
+    assert [table.shape for table in tables] == [(_WORDS,)]
+
+
+def test_another_stand_in_of_a_second_cut_is_an_id_as_well() -> None:
+    model = _network(_UNTIED)
+    first = remove(model, _cut(model, _ALLOW))
+    another = {"ids": 7}
+    name = _vocabulary(first, another)
+    with pytest.raises(BadInputError, match="removes row 3"):  # where the row of 7 stands now
+        make_plan(analyse(first, allow_ids=another), {name: (0, 1)})
+    again = make_plan(analyse(first, allow_ids=another), {name: (0, 3)})
+    (got,) = _run(remove(first, again), {"ids": np.array([[0, 1, 7, 11]])})
+    (wanted,) = _run(model, {"ids": np.array([[0, 7, 7, 7]])})
+    np.testing.assert_array_equal(got, wanted)
+
+
 def test_rows_go_only_where_the_ids_are_named() -> None:
     model = _network(_UNTIED)
     assert not analyse(model).by_role("vocabulary")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from secateur.graph_passes.axes.axis_map import AxisMap, constant
+from secateur.graph_passes.axes.axis_map import AxisMap, LookUp, constant
 from secateur.graph_passes.axes.constants import new_constant
 from secateur.graph_passes.axes.expression import Expr, Keep, indices, leaves
-from secateur.graph_passes.axes.lookups import LookUp, translate_ids
+from secateur.graph_passes.axes.lookups import translate_ids
 from secateur.graph_passes.axes.relations import (
     AXIS_RULES,
     OUT,
@@ -49,7 +49,7 @@ def gather(view: View) -> Iterator[Relation]:
             yield Same((Port(0, axis), Port(OUT, out)))
     values, shape = view.constant(1), view.shape(0) or ()
     if values is None:
-        yield ReadAt(Port(0, picked), 1)
+        yield ReadAt(Port(0, picked), 1, is_lookup=True)
         for axis in range(n_index):
             yield Same((Port(1, axis), Port(OUT, picked + axis)))
         return
@@ -86,10 +86,9 @@ def renumber(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     The index tensor itself was cut along its own axes before. Ids from outside stay what they
     were: a table says where the row of each now stands.
     """
-    for lookup in axes.lookups:
-        if lookup.node is node:
-            _look_up(lookup, axes.expr(node, lookup.port), keep)
-            return
+    if (lookup := axes.lookups.get(node)) is not None:
+        _look_up(lookup, axes.expr(node, lookup.port), keep)
+        return
     values = constant(node.inputs[1])
     if node.attributes.get_int("batch_dims", 0):
         return  # then the axes that are read are frozen
