@@ -51,7 +51,7 @@ def compiled() -> dict[str, object]:
         [f"--config-file={config}", *sources()],
         target_dir="build/mypyc",
         group_name="secateur",
-        opt_level="1",
+        opt_level="3",
     )
     return {"ext_modules": modules}
 

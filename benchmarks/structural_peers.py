@@ -402,8 +402,8 @@ def measure(trials: Trials, names: list[str], options: argparse.Namespace) -> di
     for turn in range(options.rounds):
         for job, facts in pool.results(jobs):
             name, tool = job.split(":")
-            before = rows.setdefault(name, {}).get(tool, {}) if turn else {}
-            rows[name][tool] = _faster(before, _rounded(facts))
+            row = rows.setdefault(name, {})
+            row[tool] = _faster(row.get(tool, {}) if turn else {}, _rounded(facts))
             text = json.dumps(dict(sorted(rows.items())), indent=1)
             options.output.write_text(text + "\n", encoding="utf-8")
             print(f"{job} {facts.get('error', '')} {facts['seconds']:.1f} s", flush=True)

@@ -44,10 +44,11 @@ def half_of_everything(analysis: Analysis, seed: int, *, renormalise: bool) -> P
     """
     groups = groups_to_cut(analysis, renormalise=renormalise)
     rng = np.random.default_rng(seed)
-    keep = {
-        group.name: tuple(np.sort(rng.permutation(group.size)[: (group.size + 1) // 2]).tolist())
-        for group in groups
-    }
+    keep = {}
+    for group in groups:
+        kept = rng.permutation(group.size)[: (group.size + 1) // 2]
+        kept.sort()
+        keep[group.name] = tuple(kept.tolist())
     return make_plan(analysis, keep, allow_inexact=not all(group.exact for group in groups))
 
 
