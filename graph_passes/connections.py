@@ -8,39 +8,42 @@ from collections.abc import Iterator, Sequence
 import onnx_ir as ir
 
 from secateur.errors import BadInputError
-from secateur.graph_passes.axes.subgraphs import has_no_subgraph, subgraphs
+from secateur.graph_passes.axes.subgraphs import subgraphs
+from secateur.graph_passes.axes.visits import Visit, visits_of
 from secateur.graph_passes.names import node_name
 
 
-def check_connections(graph: ir.Graph, nodes: Sequence[ir.Node]) -> bool:
+def check_connections(graph: ir.Graph, visits: Sequence[Visit]) -> bool:
     """Refuse a graph that nothing could run; tell whether one of its nodes has a graph inside.
 
     Args:
         graph: the main graph of a model.
-        nodes: all of its nodes, in its order.
+        visits: all of its nodes, in its order.
 
     Raises:
         BadInputError: a value that nothing makes, that is read before it is made (out of
             order, or in a circle), or whose name another value has too.
     """
-    return _check(graph, nodes, set())
+    return _check(graph, visits, {None})  # which is an input that is left out
 
 
-def _check(graph: ir.Graph, nodes: Sequence[ir.Node], outside: set[ir.Value | None]) -> bool:
-    given = dict.fromkeys((*graph.inputs, *graph.initializers.data.values()))
-    results = [node.outputs for node in nodes]
-    _check_names([*given, *[value for outputs in results for value in outputs]])
-    made = {None, *outside, *given}  # None is an input that is left out
+def _check(graph: ir.Graph, visits: Sequence[Visit], outside: set[ir.Value | None]) -> bool:
+    held = graph.initializers.data  # by their names
+    made: set[ir.Value | None] = {*held.values()}
+    named = [value for value in graph.inputs if value not in made]
+    named.extend([value for visit in visits for value in visit.outputs])
+    _check_names([*held, *[value.name for value in named]])
+    made.update(graph.inputs, outside)
     is_nested = False
-    for node, outputs in zip(nodes, results, strict=True):
-        if not made.issuperset(node.inputs):
-            wrong = next(v for v in node.inputs if v is not None and v not in made)
-            raise _unmade(graph, node, wrong)
-        if not has_no_subgraph(node):
+    for visit in visits:
+        if not made.issuperset(visit.inputs):
+            wrong = next(v for v in visit.inputs if v is not None and v not in made)
+            raise _unmade(graph, visit.node, wrong)
+        if visit.holds_graphs():
             is_nested = True
-            for inner in subgraphs(node):
-                _check(inner, tuple(inner), made)
-        made.update(outputs)
+            for inner in subgraphs(visit.node):
+                _check(inner, visits_of(inner), made)
+        made.update(visit.outputs)
     for value in graph.outputs:
         if value not in made:
             raise BadInputError(
@@ -51,13 +54,12 @@ def _check(graph: ir.Graph, nodes: Sequence[ir.Node], outside: set[ir.Value | No
     return is_nested
 
 
-def _check_names(values: Sequence[ir.Value]) -> None:
-    names = [value.name for value in values]
+def _check_names(names: Sequence[str | None]) -> None:
     if len(set(names)) == len(names):
         return
-    names = [name for name in names if name]
-    if len(set(names)) < len(names):
-        twice = next(name for name, times in Counter(names).items() if times > 1)
+    given = [name for name in names if name]
+    if len(set(given)) < len(given):
+        twice = next(name for name, times in Counter(given).items() if times > 1)
         raise BadInputError(
             "the graph contradicts itself",
             got=f"two values are called {twice!r}",

@@ -12,10 +12,12 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from secateur.graph_passes.axes.visits import Visit
+
 _OPS = frozenset(
     {
         *("Add", "Cast", "Concat", "Div", "Equal", "Expand", "Gather", "Identity", "Max", "Min"),
-        *("Mod", "Mul", "Range", "ReduceProd", "Reshape", "Slice", "Squeeze", "Sub"),
+        *("Mod", "Mul", "Range", "ReduceProd", "Reshape", "Shape", "Slice", "Squeeze", "Sub"),
         *("Unsqueeze", "Where"),
     }
 )
@@ -23,7 +25,7 @@ _MOST_ELEMENTS = 64
 """Shapes are short; larger integer constants are tables, which stay where they are."""
 
 
-def fold_integers(graph: ir.Graph, nodes: Sequence[ir.Node]) -> bool:
+def fold_integers(graph: ir.Graph, visits: Sequence[Visit]) -> bool:
     """Replace small integer results of constants by constants; tell whether there were any.
 
     Shapes of constants count as constants. Values behind a folded one lose a shape with open
@@ -31,11 +33,12 @@ def fold_integers(graph: ir.Graph, nodes: Sequence[ir.Node]) -> bool:
 
     Args:
         graph: that is changed.
-        nodes: all of its nodes, in its order.
+        visits: all of its nodes, in its order.
     """
     folded = False
-    for node in nodes:
-        result = _value(node)
+    for visit in visits:
+        node = visit.node
+        result = _value(node, visit.key) if visit.key in _OPS else None
         if result is None:
             continue
         output = node.outputs[0]
@@ -49,14 +52,11 @@ def fold_integers(graph: ir.Graph, nodes: Sequence[ir.Node]) -> bool:
     return folded
 
 
-def _value(node: ir.Node) -> NDArray[np.generic] | None:
-    op = node.op_type
-    if op != "Shape" and op not in _OPS:
-        return None
-    given = node.inputs
+def _value(node: ir.Node, op: str) -> NDArray[np.generic] | None:
+    given = node.inputs  # as they are by now
     if not given or (op != "Shape" and given[0] is not None and given[0].const_value is None):
         return None  # most nodes compute with something that is computed
-    if node.domain or len(node.outputs) != 1 or node.outputs[0].is_graph_output():
+    if len(node.outputs) != 1 or node.outputs[0].is_graph_output():
         return None
     if op == "Shape":
         return _shape_of_constant(node)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -31,9 +31,10 @@ from secateur.graph_passes.axes import (
     size,
 )
 from secateur.graph_passes.axes.allocation import without_collector
-from secateur.graph_passes.axes.axis_map import constant_tensor
+from secateur.graph_passes.axes.axis_map import ConstantUse
+from secateur.graph_passes.axes.visits import Visit
 from secateur.graph_passes.names import layer_of, module_path, parameter_names
-from secateur.graph_passes.prepare import prepare
+from secateur.graph_passes.prepare import prepare_and_visit
 from secateur.graph_passes.roles import Roles, find_roles
 
 _WORDS = {
@@ -68,25 +69,25 @@ _QUANTISED = frozenset(
 class WeightUse:
     """One axis of one use of a weight that contains the group's atom."""
 
-    __slots__ = ("axis", "expr", "initialiser", "node", "parameter", "slot")
+    __slots__ = ("_tensor", "axis", "expr", "initialiser", "node", "op", "parameter", "slot")
 
-    def __init__(  # noqa: PLR0913, PLR0917 - its fields
-        self, initialiser: str, parameter: str, axis: int, expr: Expr, node: ir.Node, slot: int
+    def __init__(
+        self, read: ConstantUse, initialiser: str, parameter: str, axis: int, expr: Expr
     ) -> None:
         self.initialiser = initialiser
         self.parameter = parameter
         """The user's name of it, or the initialiser's where export left no other."""
         self.axis = axis
         self.expr = expr
-        self.node = node
-        self.slot = slot
+        self.node = read.visit.node
+        self.op = read.visit.op
+        self.slot = read.slot
+        self._tensor = read.tensor
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole weight."""
-        value = self.node.inputs[self.slot]
-        tensor = None if value is None else constant_tensor(value)
-        return () if tensor is None else tuple(tensor.shape.numpy())
+        return tuple(self._tensor.shape.numpy())
 
 
 @dataclass(slots=True, init=False, eq=False)
@@ -218,8 +219,10 @@ def analyse(
     Raises:
         BadInputError: the graph contradicts itself, or has no such output, input or id.
     """
-    prepared = prepare(model, in_place=in_place)
-    return analyse_prepared(prepared, allow_outputs=allow_outputs, allow_ids=allow_ids)
+    prepared, visits = prepare_and_visit(model, in_place=in_place)
+    return analyse_prepared(
+        prepared, allow_outputs=allow_outputs, allow_ids=allow_ids, visits=visits
+    )
 
 
 @without_collector()
@@ -228,18 +231,22 @@ def analyse_prepared(
     *,
     allow_outputs: Collection[str] = (),
     allow_ids: Mapping[str, int] = MappingProxyType({}),
+    visits: Iterable[Visit] | None = None,
 ) -> Analysis:
-    """Find the groups of a model that ``prepare`` returned; the analysis refers to it."""
+    """Find the groups of a model that ``prepare`` returned; the analysis refers to it.
+
+    ``visits`` are the nodes of its graph, of a caller that has read them.
+    """
     names = [str(value.name) for value in model.graph.outputs]
     if unknown := sorted(set(allow_outputs) - set(names)):
         raise BadInputError(
             f"the model has no output {unknown[0]!r}", wanted="one of: " + ", ".join(names)
         )
     _check_inputs(model, allow_ids)
-    axes = analyse_axes(model, allow_outputs=allow_outputs, allow_ids=allow_ids)
+    axes = analyse_axes(model, allow_outputs=allow_outputs, allow_ids=allow_ids, visits=visits)
     _check_stand_ins(axes)
     uses = _weight_uses(model, axes)
-    made = {a for a, found in uses.items() if any(u.node.op_type not in _ADDED for u in found)}
+    made = {a for a, found in uses.items() if any(u.op not in _ADDED for u in found)}
     roles = find_roles(axes, made)
     if allow_outputs:
         computed = set(axes.values())
@@ -279,18 +286,16 @@ def _check_stand_ins(axes: AxisMap) -> None:
 def _weight_uses(model: ir.Model, axes: AxisMap) -> dict[Atom, list[WeightUse]]:
     names = parameter_names(model)
     found: dict[Atom, list[WeightUse]] = {}
-    for (node, slot), exprs in axes.of_uses.items():
-        value = node.inputs[slot]
-        tensor = None if value is None or not exprs else constant_tensor(value)
-        if value is None or tensor is None:
+    for read in axes.of_uses.values():
+        if not read.exprs:
             continue
-        if tensor.dtype not in _FLOATING and node.op_type not in _QUANTISED:
+        if read.tensor.dtype not in _FLOATING and read.visit.op not in _QUANTISED:
             continue  # positions and masks go along with a cut, but nobody calls them weights
-        initialiser = value.name or ""
-        parameter = names.get(initialiser, "") or _guess(node, value)
-        for axis, expr in enumerate(exprs):
+        initialiser = read.value.name or ""
+        parameter = names.get(initialiser, "") or _guess(read.visit.node, initialiser)
+        for axis, expr in enumerate(read.exprs):
             for atom in leaves(expr):
-                use = WeightUse(initialiser, parameter, axis, expr, node, slot)
+                use = WeightUse(read, initialiser, parameter, axis, expr)
                 if atom in found:
                     found[atom].append(use)
                 else:
@@ -298,9 +303,8 @@ def _weight_uses(model: ir.Model, axes: AxisMap) -> dict[Atom, list[WeightUse]]:
     return found
 
 
-def _guess(node: ir.Node, value: ir.Value) -> str:
+def _guess(node: ir.Node, name: str) -> str:
     """Name a weight by the module that reads it where the exporter renamed it."""
-    name = value.name or ""
     path = "" if "." in name else module_path(node)
     return f"{path}.{name}" if path and not name.startswith(path) else name
 
@@ -332,9 +336,9 @@ def _role(atom: Atom, weights: tuple[WeightUse, ...], roles: Roles) -> str:
     ):
         if atom in atoms:
             return role
-    ops = {use.node.op_type for use in weights}
+    ops = {use.op for use in weights}
     if not ops.isdisjoint(_RECURRENT) and any(
-        use.node.op_type in _RECURRENT and (use.slot, use.axis) == (2, 2) for use in weights
+        use.op in _RECURRENT and (use.slot, use.axis) == (2, 2) for use in weights
     ):
         return "recurrent"
     for reason in atom.reasons:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import onnx_ir as ir
 
+from secateur.graph_passes.axes.visits import Visit
+
 _ELEMENTWISE = frozenset(
     {
         *("Add", "Sub", "Mul", "Div", "Pow", "Where", "And", "Or", "Xor", "Min", "Max"),
@@ -21,24 +23,24 @@ _MASK_SLOT = 3
 _HEAD_AXIS = -3
 
 
-def broadcast_late(graph: ir.Graph, nodes: Sequence[ir.Node]) -> bool:
+def broadcast_late(graph: ir.Graph, visits: Sequence[Visit]) -> bool:
     """Take out Expands along axes of a fixed size, and Reshapes there and back between them.
 
     Given   y = Reshape(Reshape(Expand(mask, (B, H, 1, N)), (B*H, 1, N)), (B, H, 1, N))
             s = Add(scores, y)                       with scores (B, H, N, N)
     Result  s = Add(scores, mask)
 
-    Only what the shapes of the file prove is done. ``nodes`` are all of the graph's, in its
-    order. Returns whether something changed.
+    Only what the shapes of the file prove is done. ``visits`` are all nodes of the graph, in
+    its order. Returns whether something changed.
     """
     changed = False
-    nodes = [node for node in nodes if node.op_type in _SHAPED and not node.domain]
-    for node in nodes:
-        if node.op_type == "Reshape" and not node.outputs[0].is_graph_output():
-            changed |= _skip_round_trip(graph, node)
-    for node in nodes:
-        if node.op_type == "Expand" and node.graph is graph:
-            changed |= _leave_out(graph, node)
+    shaped = [visit for visit in visits if visit.key in _SHAPED]
+    for visit in shaped:
+        if visit.key == "Reshape" and not visit.outputs[0].is_graph_output():
+            changed |= _skip_round_trip(graph, visit.node)
+    for visit in shaped:
+        if visit.key == "Expand" and visit.node.graph is graph:
+            changed |= _leave_out(graph, visit.node)
     return changed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from secateur.graph_passes.axes.subgraphs import has_no_subgraph
+from secateur.graph_passes.axes.visits import Visit, visits_of
 from secateur.graph_passes.connections import check_connections
 from secateur.graph_passes.constant_folding import fold_integers
 from secateur.graph_passes.late_broadcast import broadcast_late
@@ -27,28 +27,38 @@ def prepare(model: ir.Model, *, in_place: bool = False) -> ir.Model:
     Raises:
         BadInputError: the graph contradicts itself, see ``check_connections``.
     """
-    copy, nodes = model, tuple(model.graph)  # which takes onnx_ir a while: done once
-    is_nested = check_connections(model.graph, nodes)
+    return prepare_and_visit(model, in_place=in_place)[0]
+
+
+def prepare_and_visit(model: ir.Model, *, in_place: bool) -> tuple[ir.Model, list[Visit]]:
+    """Do as ``prepare``; return the nodes of the copy too, which an analysis asks for next."""
+    copy, visits = model, visits_of(model.graph)
+    is_nested = check_connections(model.graph, visits)
     if not in_place:
         copy = model.clone()
-        nodes = tuple(copy.graph)
+        visits = visits_of(copy.graph)
     copy.ir_version = max(copy.ir_version, _CONSTANTS_NEED_NO_INPUT)
     if copy.functions:
         common.InlinePass()(copy)
-        nodes = tuple(copy.graph)
-        is_nested = any(not has_no_subgraph(node) for node in nodes)
-    if is_nested or any(node.op_type == "Constant" for node in nodes):
+        visits = visits_of(copy.graph)
+        is_nested = any(visit.holds_graphs() for visit in visits)
+    if is_nested or any(visit.key == "Constant" for visit in visits):
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
-        nodes = tuple(copy.graph)
-    if fold_integers(copy.graph, nodes):
-        nodes = tuple(copy.graph)
-    outputs = [value for node in nodes for value in node.outputs]
-    if any((value.shape is None or value.dtype is None) and value.name for value in outputs):
+        visits = visits_of(copy.graph)
+    if fold_integers(copy.graph, visits):
+        visits = visits_of(copy.graph)
+    if any(_is_open(value) for visit in visits for value in visit.outputs):
         common.ShapeInferencePass(data_prop=True)(copy)
-        nodes = tuple(copy.graph)
-    if broadcast_late(copy.graph, nodes):
+        visits = visits_of(copy.graph)
+    if broadcast_late(copy.graph, visits):
         common.RemoveUnusedNodesPass()(copy)
-    return copy
+        visits = visits_of(copy.graph)
+    return copy, visits
 
 
-__all__ = ["prepare"]
+def _is_open(value: ir.Value) -> bool:
+    """Tell whether shape inference could say more of a value."""
+    return (value.shape is None or value.type is None) and bool(value.name)
+
+
+__all__ = ["prepare", "prepare_and_visit"]

@@ -23,19 +23,19 @@ from secateur.graph_passes.axes import (
     size,
 )
 from secateur.graph_passes.axes.allocation import without_collector
-from secateur.graph_passes.axes.axis_map import Visit, constant_tensor
+from secateur.graph_passes.axes.axis_map import ConstantUse
 from secateur.graph_passes.axes.constants import unused_name
+from secateur.graph_passes.axes.visits import Visit
 from secateur.graph_passes.blocks import remove_blocks, select_blocks
 from secateur.graph_passes.cut_tensor import CutTensor
-from secateur.graph_passes.groups import Analysis, analyse_prepared
+from secateur.graph_passes.groups import Analysis, analyse
 from secateur.graph_passes.names import name_copies
 from secateur.graph_passes.plan import Plan, resolve_plan
-from secateur.graph_passes.prepare import prepare
 from secateur.graph_passes.unread import remove_unread
 
+_Positions = NDArray[np.int64]
 _Way = tuple[tuple[int, bytes], ...]
 """Per cut axis its number and the kept positions: what makes two uses the same."""
-_Uses = list[tuple[ir.Node, int]]
 
 
 def remove(model: ir.Model, plan: Plan) -> ir.Model:
@@ -48,9 +48,7 @@ def remove(model: ir.Model, plan: Plan) -> ir.Model:
         BadInputError: the plan does not fit the model.
         PreconditionError: a shape computed in the graph cannot be spelled after the cut.
     """
-    analysis = analyse_prepared(
-        prepare(model), allow_outputs=plan.allow_outputs, allow_ids=plan.allow_ids
-    )
+    analysis = analyse(model, allow_outputs=plan.allow_outputs, allow_ids=plan.allow_ids)
     keep = resolve_plan(analysis, plan)
     _record(analysis, plan)
     blocks = select_blocks(analysis.model, plan.blocks) if plan.blocks else ()
@@ -62,17 +60,18 @@ def remove(model: ir.Model, plan: Plan) -> ir.Model:
 
 
 @without_collector()
-def remove_atoms(analysis: Analysis, keep: Mapping[Atom, NDArray[np.int64]]) -> ir.Model:
+def remove_atoms(analysis: Analysis, keep: Mapping[Atom, _Positions]) -> ir.Model:
     """Cut the analysed model itself, in place, and return it."""
     model = analysis.model
     cut = _Cut(model.graph, analysis.axes, keep)
     _slice_constants(model, cut)
-    for visit in cut.axes.visited:
-        rewrite = REWRITES.find(visit.key)
+    rewrites = REWRITES.table()
+    for visit in cut.axes.visited.values():
+        rewrite = rewrites.get(visit.key)
         if rewrite is not None and cut.touches(visit) and cut.axes.knows(visit.node, -1):
             rewrite(visit.node, cut.axes, keep)
     _resize_values(cut)
-    remove_unread(model)
+    remove_unread(model, cut.axes.visited)
     return model
 
 
@@ -82,7 +81,7 @@ class _Cut:
 
     graph: ir.Graph
     axes: AxisMap
-    keep: Mapping[Atom, NDArray[np.int64]]
+    keep: Mapping[Atom, _Positions]
     _known: dict[int, tuple[int, ...]] = field(default_factory=dict)
     _shapes: dict[tuple[Any, ...], ir.Shape] = field(default_factory=dict)
 
@@ -116,7 +115,9 @@ class _Cut:
                 return True
         for slot, given in enumerate(visit.inputs):
             exprs = None if given is None else of_values.get(given)
-            exprs = exprs or of_uses.get((visit.node, slot))
+            if exprs is None:
+                used = of_uses.get((visit.node, slot))
+                exprs = None if used is None else used.exprs
             if exprs is not None and self.of(exprs):
                 return True
         return False
@@ -146,46 +147,50 @@ def _record(analysis: Analysis, plan: Plan) -> None:
 
 def _slice_constants(model: ir.Model, cut: _Cut) -> None:
     """Slice each constant once per way in which its uses are cut."""
-    ways: dict[ir.Value, dict[_Way, _Uses]] = {}
+    ways: dict[ir.Value, dict[_Way, list[ConstantUse]]] = {}
     spelled: dict[Expr, bytes] = {}
+    kept: dict[bytes, _Positions] = {}
 
     def positions(expr: Expr) -> bytes:
-        if expr not in spelled:
-            spelled[expr] = indices(expr, cut.keep).tobytes()
-        return spelled[expr]
+        raw = spelled.get(expr)
+        if raw is None:
+            found = indices(expr, cut.keep)
+            spelled[expr] = raw = found.tobytes()
+            kept[raw] = found
+        return raw
 
-    for (node, slot), exprs in cut.axes.of_uses.items():
-        axes, value = cut.of(exprs), node.inputs[slot]
-        if axes and value is not None:
-            way = tuple([(axis, positions(exprs[axis])) for axis in axes])
-            ways.setdefault(value, {}).setdefault(way, []).append((node, slot))
+    for use in cut.axes.of_uses.values():
+        axes = cut.of(use.exprs)
+        if axes:
+            way = tuple([(axis, positions(use.exprs[axis])) for axis in axes])
+            ways.setdefault(use.value, {}).setdefault(way, []).append(use)
     copies: dict[str, str] = {}
     for value, found in ways.items():
+        old = value.name or ""
         for way, uses in found.items():
-            if (name := _replace(cut, value, way, uses)) != value.name:
-                copies[name] = value.name or ""
+            if (name := _replace(cut, old, {i: kept[raw] for i, raw in way}, uses)) != old:
+                copies[name] = old
     if copies:
         name_copies(model, copies)
 
 
-def _replace(cut: _Cut, value: ir.Value, way: _Way, uses: _Uses) -> str:
+def _replace(
+    cut: _Cut, old: str, kept: Mapping[int, _Positions], uses: Sequence[ConstantUse]
+) -> str:
     """Slice a constant for some of its uses, lazily; return the name of what they read now."""
-    tensor = constant_tensor(value)
-    assert tensor is not None
-    kept = {axis: np.frombuffer(raw, dtype=np.int64) for axis, raw in way}
-    whole: Any = tensor.shape.dims
+    value, tensor, whole = uses[0].value, uses[0].tensor, uses[0].dims
     # of the value and of what it holds, as in a file
     shape = cut.shape(tuple([len(kept[i]) if i in kept else d for i, d in enumerate(whole)]))
     is_alone = len(value.uses()) == len(uses) and not value.is_graph_output()
-    name = value.name or "" if is_alone else unused_name(cut.graph, f"{value.name}.cut")
+    name = old if is_alone else unused_name(cut.graph, f"{old}.cut")
     sliced = CutTensor(tensor, kept, shape, name)
     if is_alone:
         value.const_value, value.shape = sliced, shape
         return name
     fresh = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=sliced)
     cut.graph.register_initializer(fresh)
-    for node, slot in uses:
-        node.replace_input_with(slot, fresh)
+    for use in uses:
+        use.visit.node.replace_input_with(use.slot, fresh)
     return name
 
 

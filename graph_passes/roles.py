@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 
 from secateur.graph_passes.axes import Atom, AxisMap, Expr, FoldUse, Sum, leaves
-from secateur.graph_passes.axes.axis_map import constant_tensor
 from secateur.graph_passes.axes.expression import stands_in
 
 _CONTRACTIONS = frozenset({"MatMul", "Einsum", "FusedMatMul", "Gemm"})
@@ -73,14 +72,14 @@ def find_roles(axes: AxisMap, weighted: set[Atom]) -> Roles:
         weighted: Atoms that stand in an axis of some weight.
     """
     roles = Roles()
-    for visit in axes.visited:
-        if visit.key.rpartition(":")[2] in _ATTENDING:
+    for visit in axes.visited.values():
+        if visit.op in _ATTENDING:
             _attention(visit.node, axes, weighted, roles)
     folded = [(fold, _folded(fold, axes)) for fold in axes.folds]
     for fold, atoms in folded:
         if fold.neutral is None:
             roles.inexact.update(atoms)
-        elif fold.node.op_type in _CONTRACTIONS and not _has_weight(fold.node):
+        elif fold.node.op_type in _CONTRACTIONS and not _has_weight(fold.node, axes):
             roles.scored.update(atoms)
     roles.experts.update(a for a in weighted if a.at_least and a not in roles.tokens)
     for lookup in axes.lookups.values():
@@ -101,7 +100,7 @@ def _attention(node: ir.Node, axes: AxisMap, weighted: set[Atom], roles: Roles) 
         return
     if node.op_type == "Softmax":
         exprs: Sequence[Expr] = axes.at(node, 0)
-        if len(exprs) < 3 or not _is_attention(node):
+        if len(exprs) < 3 or not _is_attention(node, axes):
             return
         axis = node.attributes.get_int("axis", -1) % len(exprs)
         # Factorised attention normalises the keys over the tokens, not the last axis.
@@ -129,24 +128,25 @@ def _attention(node: ir.Node, axes: AxisMap, weighted: set[Atom], roles: Roles) 
 def _behind_a_mix(node: ir.Node, axes: AxisMap) -> Iterator[Atom]:
     """Heads of the products beside a softmax where a weight mixes heads between (talking heads)."""
     for step in (_made_from, _read_by):
-        here, mixes = step(node), False
-        while here is not None and not _is_product(here):
-            mixed = _has_weight(here) or here.op_type == "Conv"
+        here, mixes = step(node, axes), False
+        while here is not None and not _is_product(here, axes):
+            mixed = _has_weight(here, axes) or here.op_type == "Conv"
             mixes = mixes or mixed
-            here = step(here) if mixed or here.op_type in _WALKED_OVER else None
+            here = step(here, axes) if mixed or here.op_type in _WALKED_OVER else None
         if here is not None and mixes and axes.knows(here, -1) and len(axes.at(here, -1)) > 3:
             yield from leaves(axes.at(here, -1)[1])
 
 
-def _made_from(node: ir.Node) -> ir.Node | None:
+def _made_from(node: ir.Node, axes: AxisMap) -> ir.Node | None:
     """The node that makes the first computed input."""
-    computed = (v for v in node.inputs if v is not None and constant_tensor(v) is None)
+    computed = (v for v in node.inputs if v is not None and v not in axes.constants)
     value = next(computed, None)
     return None if value is None else value.producer()
 
 
-def _read_by(node: ir.Node) -> ir.Node | None:
+def _read_by(node: ir.Node, axes: AxisMap) -> ir.Node | None:
     """The only reader."""
+    del axes
     found = list(_readers(node))
     return found[0] if len(found) == 1 else None
 
@@ -173,14 +173,15 @@ def _is_of_queries_only(node: ir.Node, atom: Atom, axes: AxisMap) -> bool:
     if node.op_type != "Softmax":
         keys = axes.at(node, 1)[1 if len(axes.at(node, 1)) == 4 else 2]
         return atom not in leaves(keys)
-    product = next((n for n in _makers(node.inputs[0], atom, axes) if _is_product(n)), None)
+    makers = _makers(node.inputs[0], atom, axes)
+    product = next((maker for maker in makers if _is_product(maker, axes)), None)
     if product is None:
         return False  # factorised attention normalises the keys themselves
     return not all(_is_made_with(value, atom, axes) for value in product.inputs)
 
 
-def _is_product(node: ir.Node) -> bool:
-    return node.op_type in _CONTRACTIONS and not _has_weight(node)
+def _is_product(node: ir.Node, axes: AxisMap) -> bool:
+    return node.op_type in _CONTRACTIONS and not _has_weight(node, axes)
 
 
 def _is_made_with(value: ir.Value | None, atom: Atom, axes: AxisMap) -> bool:
@@ -189,16 +190,12 @@ def _is_made_with(value: ir.Value | None, atom: Atom, axes: AxisMap) -> bool:
         return _has(axes, value, atom)
     for node in _makers(value, atom, axes):
         for slot, source in enumerate(node.inputs):
-            if source is None or not _is_given(source):
+            if source is None or not (source in axes.constants or source.is_graph_input()):
                 continue
             exprs = axes.raw(node, slot) or ()
             if any(stands_in(atom, expr) for expr in exprs):
                 return True
     return False
-
-
-def _is_given(value: ir.Value) -> bool:
-    return value.is_graph_input() or constant_tensor(value) is not None
 
 
 def _makers(value: ir.Value | None, atom: Atom, axes: AxisMap) -> Iterator[ir.Node]:
@@ -221,16 +218,16 @@ def _has(axes: AxisMap, value: ir.Value, atom: Atom) -> bool:
     return exprs is not None and any(stands_in(atom, expr) for expr in exprs)
 
 
-def _is_attention(softmax: ir.Node) -> bool:
+def _is_attention(softmax: ir.Node, axes: AxisMap) -> bool:
     """Tell whether the result of a softmax enters a product of two computed values.
 
     A softmax over classes, experts or kernels does not. Factorised attention normalises
     projections instead of products, so what comes before the softmax decides nothing.
     """
-    return _meets_product(softmax)
+    return _meets_product(softmax, axes)
 
 
-def _meets_product(node: ir.Node, depth: int = 12) -> bool:
+def _meets_product(node: ir.Node, axes: AxisMap, depth: int = 12) -> bool:
     frontier, seen = [node], {node}
     for _ in range(depth):
         reached = []
@@ -239,18 +236,19 @@ def _meets_product(node: ir.Node, depth: int = 12) -> bool:
                 if other in seen:
                     continue
                 seen.add(other)
-                if other.op_type in _CONTRACTIONS and not _has_weight(other):
+                if _is_product(other, axes):
                     return True
-                if other.op_type in _WALKED_OVER or _has_weight(other):
+                if other.op_type in _WALKED_OVER or _has_weight(other, axes):
                     reached.append(other)
         frontier = reached
     return False
 
 
-def _has_weight(node: ir.Node) -> bool:
+def _has_weight(node: ir.Node, axes: AxisMap) -> bool:
     """Tell whether fewer than two operands of a product are computed (Einsum may have three)."""
-    computed = sum(value is None or constant_tensor(value) is None for value in node.inputs)
-    return node.op_type in _CONTRACTIONS and computed < 2
+    if node.op_type not in _CONTRACTIONS:
+        return False
+    return sum(value not in axes.constants for value in node.inputs) < 2
 
 
 def _readers(node: ir.Node) -> Iterator[ir.Node]:
@@ -259,8 +257,8 @@ def _readers(node: ir.Node) -> Iterator[ir.Node]:
 
 def _width(axes: AxisMap, roles: Roles) -> None:
     """What stands behind a head in the same axis of a weight is that head's width."""
-    for exprs in axes.of_uses.values():
-        for expr in exprs:
+    for read in axes.of_uses.values():
+        for expr in read.exprs:
             if len(expr) < 2 and (not expr or isinstance(expr[0], Atom)):
                 continue  # nothing stands behind anything
             for inner in _runs(expr):

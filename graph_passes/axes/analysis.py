@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
 
 from secateur.graph_passes.axes.allocation import without_collector
-from secateur.graph_passes.axes.axis_map import AxisMap, FoldUse, Visit, constant_tensor
+from secateur.graph_passes.axes.axis_map import AxisMap, ConstantUse, FoldUse, constant_tensor
 from secateur.graph_passes.axes.execution import Executor
 from secateur.graph_passes.axes.expression import (
-    UNIT,
     Atom,
     Expr,
     Reason,
@@ -23,16 +22,15 @@ from secateur.graph_passes.axes.programs import (
     PROGRAMS,
     Program,
     Shapes,
-    declared_ranks,
     is_plain,
     program_of,
+    ranks_of,
     sizes_of,
 )
 from secateur.graph_passes.axes.relations import (
     AXIS_RULES,
     AxisRule,
     knows_bodies,
-    op_key,
     sees_units_only,
 )
 from secateur.graph_passes.axes.shape_values import FROM_AXES, data_sources, track, track_constant
@@ -40,6 +38,7 @@ from secateur.graph_passes.axes.sizes import Polynomial, Size
 from secateur.graph_passes.axes.solver import Solver
 from secateur.graph_passes.axes.subgraphs import captured, has_no_subgraph
 from secateur.graph_passes.axes.view import MadeUpNames, View, declared_shape
+from secateur.graph_passes.axes.visits import Visit, visits_of
 from secateur.graph_passes.names import node_name
 
 _MOVES = frozenset(
@@ -62,6 +61,7 @@ def analyse_axes(
     *,
     allow_outputs: Collection[str] = (),
     allow_ids: Mapping[str, int] = MappingProxyType({}),
+    visits: Iterable[Visit] | None = None,
 ) -> AxisMap:
     """Say what every axis of the main graph is made of.
 
@@ -72,12 +72,14 @@ def analyse_axes(
             change their shapes.
         allow_ids: Graph inputs whose numbers are ids of rows that may go, each with the
             id that stands in for one whose row is gone.
+        visits: The nodes of the graph, of a caller that has read them.
 
     Returns:
         Expressions per axis, with the reasons why an atom may not be cut.
     """
     with without_collector():
-        return _Walk(model).run(allow_outputs, allow_ids)
+        read = visits_of(model.graph) if visits is None else visits
+        return _Walk(model).run(read, allow_outputs, allow_ids)
 
 
 class _Walk:
@@ -87,17 +89,23 @@ class _Walk:
         self._solver = Solver(MadeUpNames(model.graph))
         self._axes = AxisMap(self._solver)
         self._here = Executor(self._axes)
+        self._rules = AXIS_RULES.table()
         self._shapes: dict[int, _Known] = {}
         """By the identity of the axes of a value: they stay in the map, so none is reused."""
 
-    def run(self, allow_outputs: Collection[str], allow_ids: Mapping[str, int]) -> AxisMap:
+    def run(
+        self,
+        visits: Iterable[Visit],
+        allow_outputs: Collection[str],
+        allow_ids: Mapping[str, int],
+    ) -> AxisMap:
         for value in self._graph.inputs:
             self._enter_input(value)
             if value.name in allow_ids:
                 self._axes.ids[value] = allow_ids[str(value.name)]
-        for node in self._graph:
-            if node.op_type != "Constant" or node.domain:
-                self._visit(node)
+        for visit in visits:
+            if visit.key != "Constant":
+                self._visit(visit)
         self._tie_lookups()
         for value in self._graph.outputs:
             if value.name in allow_outputs:
@@ -123,7 +131,7 @@ class _Walk:
             for reader, there in () if weight is None else weight.uses():
                 used = axes.of_uses.get((reader, there))
                 if used is not None:
-                    self._solver.unify(rows, used[axis], node_name(node))
+                    self._solver.unify(rows, used.exprs[axis], node_name(node))
         for lookup in axes.lookups.values():
             rows = axes.expr(lookup.node, lookup.port)
             if len(rows) != 1 or type(rows[0]) is not Atom or type(rows[0].size) is not int:
@@ -149,20 +157,20 @@ class _Walk:
         for expr in exprs:
             self._solver.freeze(expr, reason)
 
-    def _visit(self, node: ir.Node) -> None:
-        here, key = self._here, op_key(node)
-        visit = Visit(node, key, node.inputs, node.outputs)
-        self._axes.visited.append(visit)
-        here.node, here.name = node, node.name or node_name(node)
-        rule = AXIS_RULES.find(key)
-        by_units = rule is not None and sees_units_only(rule, visit.outputs)
+    def _visit(self, visit: Visit) -> None:
+        here, node, key = self._here, visit.node, visit.key
+        self._axes.visited[node] = visit
+        here.visit, here.name = visit, node.name or node_name(node)
+        rule = self._rules.get(key)
+        declared = [None if s is None else s.dims for s in [v.shape for v in visit.outputs]]
+        by_units = rule is not None and sees_units_only(rule, declared)
         shapes, integers = self._enter_inputs(visit, by_units=by_units)
-        program, declared = None, declared_ranks(visit.outputs)
+        program, ranks = None, ranks_of(declared)
         if rule is not None:
-            program = self._program(rule, (key, by_units, shapes, integers), declared)
+            program = self._program(rule, (key, by_units, shapes, integers), ranks)
         if program is None:
             self._freeze_inputs(f"no axis rule for the op {key}")
-            program = program_of((), [None] * len(shapes), declared)
+            program = program_of((), [None] * len(shapes), ranks)
         if program.carried < 0 or program.carried in here.constants:
             here.outputs = [[None] * rank for rank in program.output_ranks]
             here.run(program.steps)
@@ -182,14 +190,15 @@ class _Walk:
             stand_in = self._axes.ids[visit.inputs[0]]
             self._axes.ids.update(dict.fromkeys(visit.outputs, stand_in))
         if integers or key in FROM_AXES:
-            self._track(node)
+            self._track(visit)
 
     def _program(self, rule: AxisRule, seen: _Seen, declared: tuple[int, ...]) -> Program | None:
         """Ask the rule, or remember what it said about a node that looked the same.
 
         None for a node with a graph inside that no rule looked like: what is in there is unknown.
         """
-        node, by_units, shapes = self._here.node, seen[1], seen[2]
+        visit, by_units, shapes = self._here.visit, seen[1], seen[2]
+        node = visit.node
         listed = node.attributes.data
         attributes = tuple([(k, a.value) for k, a in listed.items()]) if listed else ()
         signature = (rule, self._opset, seen, declared, attributes)
@@ -201,17 +210,17 @@ class _Walk:
             if not knows_bodies(rule):
                 return None
             for value in captured(node):
-                self._freeze_value(value, Reason(f"a graph inside {op_key(node)} reads it", ""))
-        view = View(node, self._axes, sizes_of(shapes) if by_units else shapes, self._opset)
+                self._freeze_value(value, Reason(f"a graph inside {visit.key} reads it", ""))
+        view = View(visit, self._axes, sizes_of(shapes) if by_units else shapes, self._opset)
         ranks = [None if shape is None else len(shape) for shape in shapes]
         program = program_of(rule(view), ranks, declared)
         if plain and not view.is_particular:
             PROGRAMS.keep(signature, program)
         return program
 
-    def _track(self, node: ir.Node) -> None:
-        track(node, self._axes)
-        for entry in data_sources(node, self._axes):
+    def _track(self, visit: Visit) -> None:
+        track(visit, self._axes)
+        for entry in data_sources(visit, self._axes):
             for source in entry.sources:
                 self._solver.freeze(source, Reason("its size is read as data", self._here.name))
 
@@ -233,11 +242,12 @@ class _Walk:
                 exprs = axes.of_values[value]
                 shape = None if exprs is None else self._shape(exprs, by_units=by_units)
             elif value is not None and (tensor := constant_tensor(value)) is not None:
-                dims: Any = tensor.shape.dims  # integers: of a tensor
-                if len(dims) < 2 and value not in axes.tracked:
+                axes.of_uses[visit.node, slot] = use = ConstantUse(visit, slot, value, tensor)
+                axes.constants[value] = tensor
+                if len(use.dims) < 2 and value not in axes.tracked:
                     track_constant(value, tensor, axes)
-                axes.of_uses[visit.node, slot] = exprs = [UNIT if dim == 1 else dim for dim in dims]
-                shape = tuple([dim == 1 for dim in dims]) if by_units else dims
+                exprs = use.exprs
+                shape = tuple([dim == 1 for dim in use.dims]) if by_units else use.dims
                 constants.append(slot)
             inputs.append(exprs)
             shapes.append(shape)
@@ -298,7 +308,7 @@ class _Walk:
             else self._solver.anonymous_size(f"{value.name}:{axis}")
         )
         expr = self._solver.fresh(here, f"{value.name}.{axis}")
-        text = f"{op_key(self._here.node)} says nothing about axis {axis} of its output"
+        text = f"{self._here.visit.key} says nothing about axis {axis} of its output"
         self._solver.freeze(expr, Reason(text, self._here.name))
         return expr
 
@@ -309,7 +319,7 @@ class _Walk:
         for exprs in here.inputs:
             for expr in exprs or ():
                 self._solver.freeze(expr, reason)
-        for value in captured(here.node):
+        for value in captured(here.visit.node):
             self._freeze_value(value, reason)
 
 

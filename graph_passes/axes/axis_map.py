@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from secateur.graph_passes.axes.expression import Atom, Expr, Reason, leaves, resolve
+from secateur.graph_passes.axes.expression import UNIT, Atom, Expr, Reason, leaves, resolve
 from secateur.graph_passes.axes.relations import Port
 from secateur.graph_passes.axes.sizes import Size
 from secateur.graph_passes.axes.solver import Solver
+from secateur.graph_passes.axes.visits import Visit
 
 
 class FoldUse:
@@ -48,21 +49,16 @@ class Entry(NamedTuple):
     sources: tuple[Expr, ...] = ()
 
 
-class Visit:
-    """A node of the graph as the walk saw it; onnx_ir's own properties take longer to read."""
+class ConstantUse:
+    """Input ``slot`` of a visited node is the constant ``value``."""
 
-    __slots__ = ("inputs", "key", "node", "outputs")
+    __slots__ = ("dims", "exprs", "slot", "tensor", "value", "visit")
 
-    def __init__(
-        self,
-        node: ir.Node,
-        key: str,
-        inputs: Sequence[ir.Value | None],
-        outputs: Sequence[ir.Value],
-    ) -> None:
-        self.node, self.inputs, self.outputs = node, inputs, outputs
-        self.key = key
-        """Of its op in the tables of rules."""
+    def __init__(self, visit: Visit, slot: int, value: ir.Value, tensor: ir.TensorProtocol) -> None:
+        self.visit, self.slot, self.value, self.tensor = visit, slot, value, tensor
+        self.dims: tuple[int, ...] = tensor.shape.dims  # type: ignore[assignment]  # of a tensor
+        self.exprs: Sequence[Expr] = [UNIT if dim == 1 else dim for dim in self.dims]  # type: ignore[misc]
+        """Its axes, which are this use's own; while the walk is there, some are but a length."""
 
 
 class AxisMap:
@@ -70,8 +66,8 @@ class AxisMap:
 
     def __init__(self, solver: Solver) -> None:
         self.solver = solver
-        self.visited: list[Visit] = []
-        """Nodes in graph order, without constants."""
+        self.visited: dict[ir.Node, Visit] = {}
+        """In graph order, without constants."""
         self.folds: list[FoldUse] = []
         self.indexings: list[IndexUse] = []
         self.ids: dict[ir.Value, int] = {}
@@ -81,8 +77,10 @@ class AxisMap:
         """What reads rows by them."""
         self.of_values: dict[ir.Value, Sequence[Expr] | None] = {}
         """Axes of graph inputs and computed values as the walk found them; ask ``of``."""
-        self.of_uses: dict[tuple[ir.Node, int], Sequence[Expr]] = {}
-        """Axes of each use of a constant; ask ``at``."""
+        self.of_uses: dict[tuple[ir.Node, int], ConstantUse] = {}
+        """Each use of a constant by its node and slot, in graph order; ask ``at`` for its axes."""
+        self.constants: dict[ir.Value, ir.TensorProtocol] = {}
+        """What visited nodes read of them."""
         self.tracked: dict[ir.Value, tuple[Entry, ...]] = {}
         """Integers that constants hold or that are computed from shapes; ask ``entries``."""
         self._positions: dict[ir.Value, Expr] = {}
@@ -113,8 +111,8 @@ class AxisMap:
         for value, exprs in self.of_values.items():
             if exprs is not None:
                 self.of_values[value] = resolved(exprs)
-        for use, used in self.of_uses.items():
-            self.of_uses[use] = tuple([resolved_axis(expr) for expr in used])
+        for use in self.of_uses.values():
+            use.exprs = tuple([resolved_axis(expr) for expr in use.exprs])
         self._is_sealed = True
 
     def of(self, value: ir.Value) -> tuple[Expr, ...]:
@@ -148,14 +146,14 @@ class AxisMap:
 
     def raw(self, node: ir.Node, slot: int) -> Sequence[Expr] | None:
         """Return the unresolved axes of a use, or None where the rank is unknown."""
+        visit = self.visited.get(node) or Visit(node)
         if slot < 0:
-            return self.of_values.get(node.outputs[~slot])
-        given = node.inputs
-        value = given[slot] if slot < len(given) else None
-        if value is None:
-            return None
+            return self.of_values.get(visit.outputs[~slot])
         used = self.of_uses.get((node, slot))
-        return used if used is not None else self.of_values.get(value)
+        if used is not None:
+            return used.exprs
+        value = visit.inputs[slot] if slot < len(visit.inputs) else None
+        return None if value is None else self.of_values.get(value)
 
     def ints(self, value: ir.Value) -> tuple[Size, ...] | None:
         """Return a tracked integer tensor as sizes (a scalar as one), None if not tracked."""
@@ -165,10 +163,6 @@ class AxisMap:
     def entries(self, value: ir.Value | None) -> tuple[Entry, ...] | None:
         """Return a tracked integer tensor with the axes it was computed from."""
         return None if value is None else self.tracked.get(value)
-
-    def reads_tracked(self, node: ir.Node) -> bool:
-        """Tell whether some input is a tracked integer tensor."""
-        return any(value in self.tracked for value in node.inputs)
 
     def reasons(self, atom: Atom) -> tuple[Reason, ...]:
         """Return why an atom may not be cut; empty when it may."""
@@ -194,10 +188,6 @@ class AxisMap:
         """Record the axes of a value."""
         self.of_values[value] = exprs
 
-    def set_use(self, node: ir.Node, slot: int, exprs: Sequence[Expr]) -> None:
-        """Record the axes of one use of a constant."""
-        self.of_uses[(node, slot)] = exprs
-
     def set_entries(self, value: ir.Value, entries: tuple[Entry, ...]) -> None:
         """Record a tracked integer tensor."""
         self.tracked[value] = entries
@@ -209,15 +199,11 @@ class AxisMap:
         """
         if self._standing is None:
             self._standing = {}
-            for node, slot in self.of_uses:
-                for expr in self.at(node, slot):
+            for use in self.of_uses.values():
+                for expr in self._resolved(use.exprs):
                     for leaf in leaves(expr):
                         self._standing.setdefault(leaf, []).append(expr)
         return self._standing.get(atom, ())
-
-    def constant_uses(self) -> Sequence[tuple[ir.Node, int]]:
-        """Return every (node, slot) that reads a constant, in graph order."""
-        return list(self.of_uses)
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -252,4 +238,4 @@ _PLAIN = frozenset(
     }
 )
 
-__all__ = ["AxisMap", "Entry", "FoldUse", "IndexUse", "Visit", "constant", "constant_tensor"]
+__all__ = ["AxisMap", "ConstantUse", "Entry", "FoldUse", "IndexUse", "constant", "constant_tensor"]

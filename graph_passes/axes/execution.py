@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import onnx_ir as ir
-
 from secateur.graph_passes.axes.axis_map import AxisMap, IndexUse, LookUp
 from secateur.graph_passes.axes.expression import (
     UNIT,
@@ -44,6 +42,7 @@ from secateur.graph_passes.axes.relations import (
 from secateur.graph_passes.axes.sizes import Size, divide
 from secateur.graph_passes.axes.solver import Solver
 from secateur.graph_passes.axes.view import declared_shape
+from secateur.graph_passes.axes.visits import Visit
 
 Axes = list[Expr | int]
 """Of one use of a constant: an axis that nothing was said of yet is its length."""
@@ -52,12 +51,12 @@ Axes = list[Expr | int]
 class Executor:
     """Executes the steps of one node after the other."""
 
-    __slots__ = ("_axes", "_by_kind", "_solver", "constants", "inputs", "name", "node", "outputs")
+    __slots__ = ("_axes", "_by_kind", "_solver", "constants", "inputs", "name", "outputs", "visit")
 
     def __init__(self, axes: AxisMap) -> None:
         self._axes = axes
         self._solver: Solver = axes.solver
-        self.node: ir.Node
+        self.visit: Visit
         self.name = ""
         """Of the node, for reasons."""
         self.inputs: list[Any] = []
@@ -113,7 +112,7 @@ class Executor:
 
     def made(self, slot: int, axis: int) -> Expr:
         """Make the axis of a constant of which nothing was said one by itself."""
-        value = self.node.inputs[slot]
+        value = self.visit.inputs[slot]
         length = self.inputs[slot][axis]
         made = (Atom(length, "" if value is None else value.name or ""),)
         self.inputs[slot][axis] = made
@@ -187,10 +186,12 @@ class Executor:
 
     def _fresh(self, port: Port, of_size: Size | None) -> Expr:
         if of_size is None:
-            value = self.node.outputs[~port.slot]
+            value = self.visit.outputs[~port.slot]
             declared = declared_shape(value)
-            name = f"{value.name}:{port.axis}"
-            of_size = declared[port.axis] if declared else self._solver.anonymous_size(name)
+            if declared:
+                of_size = declared[port.axis]
+            else:
+                of_size = self._solver.anonymous_size(f"{value.name}:{port.axis}")
         return self._solver.fresh(of_size, self.name)
 
     def _product(self, relation: Product) -> None:
@@ -272,7 +273,7 @@ class Executor:
 
     def _index(self, relation: Index) -> None:
         whole = resolve(self._known(relation.port))
-        self._axes.indexings.append(IndexUse(self.node, relation.port, relation.values))
+        self._axes.indexings.append(IndexUse(self.visit.node, relation.port, relation.values))
         start, n = relation.values[0] if relation.values else 0, len(relation.values)
         if relation.out is None:
             if not _is_single_position(whole, start):
@@ -290,12 +291,12 @@ class Executor:
 
     def _positions(self, relation: Positions) -> None:
         axis = self._known(relation.of)
-        if ~relation.slot < len(self.node.outputs):
-            self._axes.set_positions(self.node.outputs[~relation.slot], axis)
+        if ~relation.slot < len(self.visit.outputs):
+            self._axes.set_positions(self.visit.outputs[~relation.slot], axis)
         self._solver.require(axis, relation.picked, self.name)
 
     def _read_at(self, relation: ReadAt) -> None:
-        axis, read = self._known(relation.port), self.node.inputs[relation.slot]
+        axis, read = self._known(relation.port), self.visit.inputs[relation.slot]
         numbered = self._axes.positions(read)
         if numbered is not None:
             self._solver.unify(numbered, axis, self.name)
@@ -305,16 +306,16 @@ class Executor:
             self._solver.freeze(axis, Reason("it is read at computed positions", self.name))
 
     def _look_up(self, axis: Expr, relation: ReadAt, stand_in: int) -> None:
-        table = table_of_ids(self.node)
+        table = table_of_ids(self.visit.node)
         if table is None:
-            self._axes.lookups[self.node] = LookUp(
-                self.node, relation.port, relation.slot, stand_in
+            self._axes.lookups[self.visit.node] = LookUp(
+                self.visit.node, relation.port, relation.slot, stand_in
             )
             return
         self._solver.freeze(axis, Reason("it says which row each id reads", self.name))
         if 0 <= stand_in < len(table):  # else it picks no row of what comes behind either
             stand_in = int(table[stand_in])
-        self._axes.ids[self.node.outputs[0]] = stand_in
+        self._axes.ids[self.visit.outputs[0]] = stand_in
 
 
 def _is_long(expr: Expr, length: int) -> bool:

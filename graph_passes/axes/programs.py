@@ -110,10 +110,9 @@ def sizes_of(units: Iterable[tuple[Size, ...] | None]) -> Shapes:
     )
 
 
-def declared_ranks(outputs: Iterable[ir.Value]) -> tuple[int, ...]:
-    """Number of axes per output that the file declares, -1 where it says nothing."""
-    shapes = [value.shape for value in outputs]
-    return tuple([-1 if shape is None else len(shape.dims) for shape in shapes])
+def ranks_of(declared: Iterable[Sequence[object] | None]) -> tuple[int, ...]:
+    """Number of axes of each declared shape, -1 where the file says nothing."""
+    return tuple([-1 if dims is None else len(dims) for dims in declared])
 
 
 def is_plain(node: ir.Node) -> bool:
@@ -223,8 +222,8 @@ __all__ = [
     "Programs",
     "Shapes",
     "Step",
-    "declared_ranks",
     "is_plain",
     "program_of",
+    "ranks_of",
     "sizes_of",
 ]

@@ -6,7 +6,7 @@ mentions, and every axis of an op without a rule, is frozen with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import onnx_ir as ir
@@ -147,6 +147,17 @@ class Frozen(NamedTuple):
     reason: str
 
 
+_CARRIED: dict[int, Same] = {}
+
+
+def carried(axis: int) -> Same:
+    """Say that an axis of the first input is that of the first output: most relations do."""
+    found = _CARRIED.get(axis)
+    if found is None:
+        _CARRIED[axis] = found = Same((Port(0, axis), Port(OUT, axis)))
+    return found
+
+
 Relation = (
     Same
     | Product
@@ -207,22 +218,19 @@ def knows_bodies(rule: AxisRule) -> bool:
     return rule in _BODIES
 
 
-def sees_units_only(rule: AxisRule, outputs: Iterable[ir.Value]) -> bool:
-    """Tell whether a rule sees only which sizes are 1, by its mark."""
+def sees_units_only(rule: AxisRule, declared: Iterable[Sequence[object] | None]) -> bool:
+    """Tell whether a rule sees only which sizes are 1, by its mark.
+
+    ``declared`` are the shapes of the outputs as they stand in the file, None where one does not.
+    """
     if_declared = _BY_UNITS.get(rule)
     if if_declared:
-        shapes = [value.shape for value in outputs]
-        return all(shape is not None and ir.SymbolicDim not in map(type, shape) for shape in shapes)
+        return all(dims is not None and ir.SymbolicDim not in map(type, dims) for dims in declared)
     return if_declared is not None
 
 
 REWRITES: Registry[Rewrite] = Registry("attribute rewrite")
 """Ops whose attributes or constant inputs spell sizes: how to spell them after a cut."""
-
-
-def op_key(node: ir.Node) -> str:
-    """Return the key of a node's op in the two tables."""
-    return f"{node.domain}:{node.op_type}" if node.domain else node.op_type
 
 
 __all__ = [
@@ -248,8 +256,8 @@ __all__ = [
     "Unread",
     "by_units",
     "by_units_if_declared",
+    "carried",
     "knows_bodies",
-    "op_key",
     "sees_bodies",
     "sees_units_only",
 ]

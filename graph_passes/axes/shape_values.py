@@ -14,6 +14,7 @@ import onnx_ir as ir
 from secateur.graph_passes.axes.axis_map import AxisMap, Entry, constant
 from secateur.graph_passes.axes.expression import resolve, size
 from secateur.graph_passes.axes.sizes import Polynomial, Size, divide, product, static
+from secateur.graph_passes.axes.visits import Visit
 
 _MAX_ENTRIES = 64
 Entries = tuple[Entry, ...]
@@ -49,29 +50,29 @@ def track_constant(value: ir.Value, tensor: ir.TensorProtocol, axes: AxisMap) ->
     axes.set_entries(value, tuple(Entry(int(item)) for item in array))
 
 
-def track(node: ir.Node, axes: AxisMap) -> None:
-    """Record what integers ``node`` computes from shapes, where it does."""
-    tracker = None if node.domain else _TRACKERS.get(node.op_type)
+def track(visit: Visit, axes: AxisMap) -> None:
+    """Record what integers a node computes from shapes, where it does."""
+    tracker = _TRACKERS.get(visit.key)
     if tracker is None:
         return
-    given = node.inputs
+    given = visit.inputs
     inputs = [axes.entries(value) for value in given]
-    if node.op_type not in FROM_AXES and any(
+    if visit.key not in FROM_AXES and any(
         entries is None for entries, value in zip(inputs, given, strict=True) if value
     ):
         return
-    made = tracker(node, inputs, axes)
+    made = tracker(visit.node, inputs, axes)
     if made is not None and len(made) <= _MAX_ENTRIES:
-        axes.set_entries(node.outputs[0], made)
+        axes.set_entries(visit.outputs[0], made)
 
 
-def data_sources(node: ir.Node, axes: AxisMap) -> list[Entry]:
-    """Return tracked sizes that ``node`` reads as plain numbers."""
-    if node.outputs and axes.entries(node.outputs[0]) is not None:
+def data_sources(visit: Visit, axes: AxisMap) -> list[Entry]:
+    """Return tracked sizes that a node reads as plain numbers."""
+    if visit.outputs and axes.entries(visit.outputs[0]) is not None:
         return []
-    spelled = _NO_SLOTS if node.domain else SHAPE_SLOTS.get(node.op_type, _NO_SLOTS)
+    spelled = SHAPE_SLOTS.get(visit.key, _NO_SLOTS)
     found: list[Entry] = []
-    for slot, value in enumerate(node.inputs):
+    for slot, value in enumerate(visit.inputs):
         entries = axes.entries(value) if slot not in spelled else None
         found.extend(entry for entry in entries or () if entry.sources)
     return found

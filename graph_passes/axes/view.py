@@ -11,6 +11,7 @@ import onnx_ir as ir
 from secateur.graph_passes.axes.axis_map import AxisMap, constant
 from secateur.graph_passes.axes.expression import current_sizes
 from secateur.graph_passes.axes.sizes import Polynomial, Size
+from secateur.graph_passes.axes.visits import Visit
 
 _MADE_UP = re.compile(r"^(unk__\d+|[su]\d+|.*:\d+|\(.*\))$")
 
@@ -21,16 +22,17 @@ class View:
     Of ``node`` itself a rule reads the op, the attributes and how many outputs there are.
     """
 
-    __slots__ = ("_axes", "_shapes", "is_particular", "node", "opset")
+    __slots__ = ("_axes", "_inputs", "_shapes", "is_particular", "node", "opset")
 
     def __init__(
         self,
-        node: ir.Node,
+        visit: Visit,
         axes: AxisMap,
         shapes: Sequence[tuple[Size, ...] | None],
         opset: int,
     ) -> None:
-        self.node = node
+        self.node = visit.node
+        self._inputs = visit.inputs
         self.opset = opset
         self._axes = axes
         self._shapes = shapes
@@ -40,17 +42,17 @@ class View:
     @classmethod
     def of(cls, node: ir.Node, axes: AxisMap, opset: int = 20) -> View:
         """Return the view of a node of an analysed graph."""
-        exprs = [axes.raw(node, slot) for slot in range(len(node.inputs))]
+        visit = Visit(node)
+        exprs = [axes.raw(node, slot) for slot in range(len(visit.inputs))]
         shapes = [None if found is None else current_sizes(found) for found in exprs]
-        return cls(node, axes, shapes, opset)
+        return cls(visit, axes, shapes, opset)
 
     def __len__(self) -> int:
-        return len(self.node.inputs)
+        return len(self._inputs)
 
     def has(self, slot: int) -> bool:
         """Tell whether input ``slot`` is there."""
-        given = self.node.inputs
-        return slot < len(given) and given[slot] is not None
+        return slot < len(self._inputs) and self._inputs[slot] is not None
 
     def rank(self, slot: int) -> int | None:
         """Return the rank of an input, None where it is unknown or absent."""
@@ -67,18 +69,17 @@ class View:
     def constant(self, slot: int) -> np.ndarray | None:
         """Return the array of a constant input, None where it is computed or absent."""
         self.is_particular = True
-        return constant(self.node.inputs[slot]) if self.has(slot) else None
+        return constant(self._inputs[slot]) if self.has(slot) else None
 
     def ints(self, slot: int) -> tuple[Size, ...] | None:
         """Return an integer input as sizes, whether constant or computed from shapes."""
-        given = self.node.inputs
-        value = given[slot] if slot < len(given) else None
+        value = self._inputs[slot] if slot < len(self._inputs) else None
         return None if value is None else self._axes.ints(value)
 
     def holds_positions(self, slot: int) -> bool:
         """Tell whether an input holds positions of some axis."""
         self.is_particular = True
-        return self.has(slot) and self._axes.positions(self.node.inputs[slot]) is not None
+        return self.has(slot) and self._axes.positions(self._inputs[slot]) is not None
 
     def integer(self, name: str, default: int) -> int:
         """Return an integer attribute."""
@@ -100,10 +101,11 @@ class View:
 
 def declared_shape(value: ir.Value) -> tuple[Size, ...] | None:
     """Return the shape that stands in the file; unnamed dimensions get a name of their own."""
-    if value.shape is None:
+    shape = value.shape
+    if shape is None:
         return None
     sizes: list[Size] = []
-    for axis, dim in enumerate(value.shape):
+    for axis, dim in enumerate(shape.dims):
         if isinstance(dim, int):
             sizes.append(dim)
         else:

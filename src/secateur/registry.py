@@ -45,6 +45,10 @@ class Registry(Mapping[str, T], Generic[T]):
         """Return the entry of that name, None where there is none."""
         return self._entries.get(name)
 
+    def table(self) -> dict[str, T]:
+        """Return the entries themselves, for a loop that looks thousands up; not to be changed."""
+        return self._entries
+
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 from tests.passes.selection.reference import run
 
+from secateur.graph_passes.axes.visits import visits_of
 from secateur.graph_passes.late_broadcast import broadcast_late
 
 _HEAD = '<ir_version: 10, opset_import: ["" : 20]>\n'
@@ -44,9 +45,9 @@ def _readers(model: ir.Model, name: str) -> list[str]:
 
 def test_every_layer_reads_the_mask_itself() -> None:
     model = _model(_MASKED, _SHAPES)
-    assert broadcast_late(model.graph, tuple(model.graph))
+    assert broadcast_late(model.graph, visits_of(model.graph))
     assert _readers(model, "mask").count("Add") == 2
-    assert not broadcast_late(model.graph, tuple(model.graph))
+    assert not broadcast_late(model.graph, visits_of(model.graph))
 
 
 def test_the_numbers_stay() -> None:
@@ -55,7 +56,7 @@ def test_the_numbers_stay() -> None:
     fed = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     model = _model(_MASKED, _SHAPES)
     want = run(ir.to_proto(model), fed)
-    broadcast_late(model.graph, tuple(model.graph))
+    broadcast_late(model.graph, visits_of(model.graph))
     got = run(ir.to_proto(model), fed)
     np.testing.assert_array_equal(got["y"], want["y"])
     np.testing.assert_array_equal(got["z"], want["z"])
@@ -80,7 +81,7 @@ _STAY = {
 def test_what_is_needed_stays(why: str) -> None:
     model = _model(f"net {_STAY[why]}", {"wide": [4, "N"], "more": [4, "N"]})
     before = [node.op_type for node in model.graph]
-    assert not broadcast_late(model.graph, tuple(model.graph))
+    assert not broadcast_late(model.graph, visits_of(model.graph))
     assert [node.op_type for node in model.graph] == before
 
 
@@ -90,7 +91,7 @@ def test_a_size_that_only_the_run_knows_stays() -> None:
         " { wide = Expand (x, s) y = Add (wide, a) }",
         {"wide": ["B", "N"]},
     )
-    assert not broadcast_late(model.graph, tuple(model.graph))
+    assert not broadcast_late(model.graph, visits_of(model.graph))
 
 
 def test_of_two_that_justify_each_other_one_stays() -> None:
@@ -99,5 +100,5 @@ def test_of_two_that_justify_each_other_one_stays() -> None:
         " { wide = Expand (x, s) more = Expand (a, s) y = Add (wide, more) }",
         {"wide": [4, "N"], "more": [4, "N"]},
     )
-    broadcast_late(model.graph, tuple(model.graph))
+    broadcast_late(model.graph, visits_of(model.graph))
     assert [node.op_type for node in model.graph] == ["Expand", "Add"]

@@ -18,6 +18,7 @@ from secateur.graph_passes.axes.relations import (
     Port,
     Relation,
     Same,
+    carried,
 )
 from secateur.graph_passes.axes.sizes import static
 from secateur.graph_passes.axes.view import View
@@ -57,7 +58,7 @@ def _tokens(view: View, axis: int, *, causal: bool) -> Iterator[Relation]:
         folded = (Port(0, axis), *folded)
     elif causal:
         yield from (Frozen(Port(slot, axis), _CAUSAL) for slot in (0, 1))
-    yield Same((Port(0, axis), Port(OUT, axis)))
+    yield carried(axis)
     yield Fold(folded, neutral=None)
 
 
@@ -65,7 +66,7 @@ def _heads_apart(view: View) -> Iterator[Relation]:
     queries, keys = view.shape(0), view.shape(1)
     if queries is None or keys is None:
         return
-    yield Same((Port(0, 1), Port(OUT, 1)))
+    yield carried(1)
     if queries[1] == keys[1]:
         yield Same((Port(0, 1), Port(1, 1), Port(2, 1)))
     else:
@@ -156,7 +157,7 @@ def rotary_embedding(view: View) -> Iterator[Relation]:
     if rank not in (3, 4):
         return
     for axis in range(rank):
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
     if rank == 4:
         yield Frozen(Port(0, 3), _PAIRED)
     elif heads := view.integer("num_heads", 0):

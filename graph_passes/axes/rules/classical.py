@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from secateur.graph_passes.axes.relations import AXIS_RULES, OUT, Fold, Frozen, Port, Relation, Same
+from secateur.graph_passes.axes.relations import (
+    AXIS_RULES,
+    Fold,
+    Frozen,
+    Port,
+    Relation,
+    carried,
+)
 from secateur.graph_passes.axes.view import View
 
 _LISTED = "numbers for each of its positions are attributes"
@@ -16,7 +23,7 @@ def scaler(view: View) -> Iterator[Relation]:
     """(B, F) -> (B, F): features are scaled or filled by lists in attributes, so F is frozen."""
     rank = view.rank(0) or 0
     for axis in range(rank):
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
     if rank:
         yield Frozen(Port(0, rank - 1), _LISTED)
 
@@ -25,7 +32,7 @@ def scaler(view: View) -> Iterator[Relation]:
 def each(view: View) -> Iterator[Relation]:
     """(A, ...) -> (A, ...), element by element."""
     for axis in range(view.rank(0) or 0):
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
 
 
 @AXIS_RULES.register("ai.onnx.ml:Normalizer")
@@ -36,7 +43,7 @@ def normalizer(view: View) -> Iterator[Relation]:
         if axis == rank - 1:
             signed = view.string("norm", "MAX") == "MAX"  # of ONNX Runtime: the largest, not |.|
             yield Fold((Port(0, axis),), None if signed else 0.0)
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
 
 
 @AXIS_RULES.register("ai.onnx.ml:ArrayFeatureExtractor")
@@ -45,7 +52,7 @@ def extract(view: View) -> Iterator[Relation]:
     rank = view.rank(0) or 0
     for axis in range(rank):
         if axis < rank - 1:
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
         else:
             yield Frozen(Port(0, axis), _PICKED)
     for axis in range(view.rank(1) or 0):

@@ -22,6 +22,7 @@ from secateur.graph_passes.axes.relations import (
     Same,
     by_units,
     by_units_if_declared,
+    carried,
 )
 from secateur.graph_passes.axes.sizes import Size
 from secateur.graph_passes.axes.view import View
@@ -56,7 +57,7 @@ def conv_like(view: View, slot: int, per_channel: tuple[Port, ...]) -> Iterator[
     weight = view.shape(slot)
     if weight is None:
         return
-    yield Same((Port(0, 0), Port(OUT, 0)))
+    yield carried(0)
     yield Same((Port(slot, 0), *per_channel, Port(OUT, 1)))
     group = view.integer("group", 1)
     if group == 1:
@@ -67,10 +68,10 @@ def conv_like(view: View, slot: int, per_channel: tuple[Port, ...]) -> Iterator[
     pointwise = _is_pointwise(view, weight[2:])
     for axis in range(2, len(weight)):
         if pointwise:
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
             continue
         if _is_sequence(view, len(weight)):
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
             yield Frozen(Port(0, axis), _MIXES)
         else:
             yield from _space(axis, _MIXES, _extent(view, axis, weight[axis]))
@@ -116,8 +117,8 @@ def _space(axis: int, reason: str, extent: Size | None = None) -> Iterator[Relat
 @REWRITES.register("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "com.microsoft:FusedConv")
 def conv_group(node: ir.Node, axes: AxisMap, keep: Keep) -> None:
     """Spell ``group`` again: channels over channels per group, on the side where both stand."""
-    group = node.attributes.get_int("group", 1)
-    if group == 1:
+    group = node.attributes.data.get("group")
+    if group is None or group.as_int() == 1:
         return
     both = axes.expr(node, Port(OUT if node.op_type == "ConvTranspose" else 0, 1))
     if not any(atom in keep for atom in leaves(both)):
@@ -134,7 +135,7 @@ def conv_transpose(view: View) -> Iterator[Relation]:
     weight, group = view.shape(1), view.integer("group", 1)
     if weight is None:
         return
-    yield Same((Port(0, 0), Port(OUT, 0)))
+    yield carried(0)
     outs = (*((Port(2, 0),) if view.has(2) else ()), Port(OUT, 1))
     yield Fold((Port(0, 1), Port(1, 0)), neutral=0.0)
     if group == 1:
@@ -168,7 +169,7 @@ def global_pool(view: View) -> Iterator[Relation]:
     neutral = {"GlobalMaxPool": -math.inf, "GlobalLpPool": 0.0}.get(view.node.op_type)
     for axis in range(view.rank(0) or 0):
         if axis < 2:
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
         else:
             yield Fold((Port(0, axis),), neutral)
             yield Fresh(Port(OUT, axis), 1)

@@ -13,6 +13,7 @@ from secateur.graph_passes.axes.relations import (
     Same,
     Unread,
     by_units,
+    carried,
 )
 from secateur.graph_passes.axes.view import View
 
@@ -83,6 +84,6 @@ def dropout(view: View) -> Iterator[Relation]:
 def cast_like(view: View) -> Iterator[Relation]:
     """(A, ...), like -> (A, ...): only the type of the second input is read."""
     for axis in range(view.rank(0) or 0):
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
     for axis in range(view.rank(1) or 0):
         yield Unread(Port(1, axis))

@@ -11,8 +11,8 @@ from secateur.graph_passes.axes.relations import (
     Frozen,
     Port,
     Relation,
-    Same,
     Unread,
+    carried,
 )
 from secateur.graph_passes.axes.view import View
 
@@ -56,7 +56,7 @@ def range_(view: View) -> Iterator[Relation]:
 def eye_like(view: View) -> Iterator[Relation]:
     """(N, M) -> (N, M): rows and columns are compared by position."""
     for axis in range(view.rank(0) or 0):
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
         yield Frozen(Port(0, axis), "rows and columns are compared by position")
 
 
@@ -64,5 +64,5 @@ def eye_like(view: View) -> Iterator[Relation]:
 def random_like(view: View) -> Iterator[Relation]:
     """(A, ...) -> (A, ...): a cut would draw other numbers, so all axes are frozen."""
     for axis in range(view.rank(0) or 0):
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
         yield Frozen(Port(0, axis), "random numbers are drawn for it")

@@ -24,6 +24,7 @@ from secateur.graph_passes.axes.relations import (
     Relation,
     Same,
     Unread,
+    carried,
 )
 from secateur.graph_passes.axes.rules.elementwise import elementwise
 from secateur.graph_passes.axes.view import View
@@ -154,7 +155,7 @@ def gather_elements(view: View) -> Iterator[Relation]:
         if axis == picked:
             yield ReadAt(Port(0, axis), 1)
         elif data[axis] == index[axis]:
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
         else:
             yield Frozen(Port(0, axis), "only a part of it is read")
             yield Frozen(Port(1, axis), "it goes along a part of the data")
@@ -174,7 +175,7 @@ def gather_nd(view: View) -> Iterator[Relation]:
         yield from _gather_constant(values[:, 0], data[0], 0)
         yield Unread(Port(1, 1))
         for axis in range(1, len(data)):
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
         return
     if depth == 1:
         yield ReadAt(Port(0, batch), 1)
@@ -194,7 +195,7 @@ def scatter_elements(view: View) -> Iterator[Relation]:
     written = view.integer("axis", 0) % max(rank, 1)
     data, index = view.shape(0) or (), view.shape(1) or ()
     for axis in range(rank):
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
         yield Same((Port(1, axis), Port(2, axis)))
         if axis == written:
             yield ReadAt(Port(0, axis), 1)
@@ -254,6 +255,6 @@ def triangle(view: View) -> Iterator[Relation]:
     """(..., N, M): all axes are carried; the last two are compared by position."""
     rank = view.rank(0) or 0
     for axis in range(rank):
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
         if axis >= rank - 2:
             yield Frozen(Port(0, axis), "rows and columns are compared by position")

@@ -19,6 +19,7 @@ from secateur.graph_passes.axes.relations import (
     Same,
     Sum,
     by_units,
+    carried,
 )
 from secateur.graph_passes.axes.sizes import Size, at_most, divide, product, static
 from secateur.graph_passes.axes.view import View
@@ -256,7 +257,7 @@ def slice_(view: View) -> Iterator[Relation]:
             yield Frozen(Port(0, axis), "the bounds of the slice are computed")
             continue
         if axis not in bounds:
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
             continue
         start, stop, step = bounds[axis]
         if step != 1:
@@ -330,7 +331,7 @@ def pad(view: View) -> Iterator[Relation]:
         i = around.get(axis)
         before, after = (0, 0) if i is None else (static(pads[i]), int(str(pads[i + len(listed)])))
         if before == 0 and after == 0:
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
         elif min(before, after) < 0 or view.string("mode", "constant") != "constant":
             yield Frozen(Port(0, axis), "it is padded from itself or cropped")
             yield Fresh(Port(OUT, axis))
@@ -347,7 +348,7 @@ def tile(view: View) -> Iterator[Relation]:
         return
     for axis, times in enumerate(repeats):
         if times == 1:
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
         else:
             yield Blocks(
                 (Port(OUT, axis),), times, ((Port(0, axis),),), fixed_blocks="it is a repetition"
@@ -360,7 +361,7 @@ def depth_to_space(view: View) -> Iterator[Relation]:
     shape, block = view.shape(0), view.integer("blocksize", 1)
     if shape is None:
         return
-    yield Same((Port(0, 0), Port(OUT, 0)))
+    yield carried(0)
     fixed = "the positions of a block go to space"
     if view.node.op_type == "SpaceToDepth":
         yield Blocks((Port(OUT, 1),), block * block, ((Port(0, 1),),), fixed_blocks=fixed)
@@ -387,7 +388,7 @@ def resize(view: View) -> Iterator[Relation]:
         if before is not None and after is not None and axis >= 2:
             kept = kept and before[axis] == after[axis]
         if kept:
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
             continue
         yield Frozen(Port(0, axis), "it is resampled")
         yield Fresh(Port(OUT, axis))

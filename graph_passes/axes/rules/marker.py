@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from secateur.graph_passes.axes.relations import AXIS_RULES, OUT, Port, Relation, Same
+from secateur.graph_passes.axes.relations import (
+    AXIS_RULES,
+    Relation,
+    carried,
+)
 from secateur.graph_passes.axes.view import View
 
 
@@ -12,4 +16,4 @@ from secateur.graph_passes.axes.view import View
 def marker(view: View) -> Iterator[Relation]:
     """(B, N, D) -> (B, N, D): tokens come out as they went in until the marker is lowered."""
     for axis in range(view.rank(0) or 0):
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)

@@ -19,6 +19,7 @@ from secateur.graph_passes.axes.relations import (
     Port,
     Relation,
     Same,
+    carried,
 )
 from secateur.graph_passes.axes.sizes import static
 from secateur.graph_passes.axes.view import View
@@ -45,8 +46,8 @@ def packed_attention(view: View) -> Iterator[Relation]:
         return
     if len(node.outputs) > 1 or any(name in node.attributes for name in other):
         return
-    yield Same((Port(0, 0), Port(OUT, 0)))
-    yield Same((Port(0, 1), Port(OUT, 1)))
+    yield carried(0)
+    yield carried(1)
     yield Fold((Port(0, 1),), neutral=None)
     yield Fold((Port(0, 2), Port(1, 0)), neutral=0.0)
     ports = (Port(1, 1), Port(2, 0)) if view.has(2) else (Port(1, 1),)
@@ -89,11 +90,11 @@ def grouped_attention(view: View) -> Iterator[Relation]:
     past = [slot for slot in (3, 4) if view.rank(slot) == 4]
     outer = (*(Port(slot, 1) for slot in past), Port(~1, 1), Port(~2, 1))
     yield Blocks(merged[:3], groups, ((), (), ()), outer, fixed=_INSIDE)
-    yield Same((Port(0, 2), Port(OUT, 2)))
+    yield carried(2)
     present = (Port(~1, 0), Port(~2, 0))
     ports = (*(Port(slot, 0) for slot in (0, 1, 2, *past)), Port(OUT, 0), *present)
     yield Same(ports)
-    yield Same((Port(0, 1), Port(OUT, 1)))
+    yield carried(1)
     yield from (Frozen(Port(slot, 1), _CAUSAL) for slot in (0, 1, 2))
     for slot in (*past, ~1, ~2):
         for axis in (2, 3):
@@ -129,7 +130,7 @@ def rotary_embedding(view: View) -> Iterator[Relation]:
     if rank not in (3, 4) or positions is None:
         return
     for axis in range(rank):
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
     heads = view.integer("num_heads", 0)
     if rank == 3 and heads:
         yield Blocks((Port(0, 2),), heads, ((),), fixed=_PAIRED)

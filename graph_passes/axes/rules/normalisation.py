@@ -15,6 +15,7 @@ from secateur.graph_passes.axes.relations import (
     Relation,
     Same,
     by_units,
+    carried,
 )
 from secateur.graph_passes.axes.view import View
 
@@ -32,7 +33,7 @@ def softmax(view: View) -> Iterator[Relation]:
         folds = i == axis if view.opset >= 13 else i >= axis
         if folds:
             yield Fold((Port(0, i),), neutral=-math.inf)
-        yield Same((Port(0, i), Port(OUT, i)))
+        yield carried(i)
 
 
 @AXIS_RULES.register("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization")
@@ -111,14 +112,14 @@ def group_norm(view: View) -> Iterator[Relation]:
         yield Same((Port(0, 1), Port(1, 0), Port(2, 0), Port(OUT, 1)))
         yield Blocks((Port(0, 1),), groups, ((),), fixed=fixed, fixed_blocks=_COUNTED)
     else:
-        yield Same((Port(0, 1), Port(OUT, 1)))
+        yield carried(1)
         outer = (Port(1, 0), Port(2, 0))
         yield Blocks((Port(0, 1),), groups, ((),), outer, fixed=fixed, fixed_blocks=_COUNTED)
     for axis in range(view.rank(0) or 0):
         if axis > 1:
             yield Fold((Port(0, axis),), neutral=None)
         if axis != 1:
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
 
 
 _COUNTED = "the number of groups is an attribute"
@@ -136,7 +137,7 @@ def lp_norm(view: View) -> Iterator[Relation]:
         for axis in view.attribute_ints("axes") or (0, 2, 3):
             yield Fold((Port(0, axis % rank),), None)
     for axis in range(rank):
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
 
 
 @AXIS_RULES.register("LRN")
@@ -145,4 +146,4 @@ def local_response(view: View) -> Iterator[Relation]:
     for axis in range(view.rank(0) or 0):
         if axis == 1:
             yield Fold((Port(0, axis),), None)
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)

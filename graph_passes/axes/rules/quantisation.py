@@ -15,6 +15,7 @@ from secateur.graph_passes.axes.relations import (
     Port,
     Relation,
     Same,
+    carried,
 )
 from secateur.graph_passes.axes.rules.contraction import broadcast_axes
 from secateur.graph_passes.axes.rules.convolution import conv_like
@@ -36,7 +37,7 @@ def quantise(view: View) -> Iterator[Relation]:
     axis = view.integer("axis", 1) % max(len(shape), 1)
     slots = (1, 2) if view.has(2) else (1,)
     for i in range(len(shape)):
-        yield Same((Port(0, i), Port(OUT, i)))
+        yield carried(i)
     if len(scale) == 1 and scale != (1,):
         yield Same((Port(0, axis), *(Port(slot, 0) for slot in slots)))
     elif len(scale) > 1:
@@ -58,7 +59,7 @@ def dynamic(view: View) -> Iterator[Relation]:
     """(A, ...) -> (A, ...), scale (), zero point (): the range always holds 0, so 0 is neutral."""
     for axis in range(view.rank(0) or 0):
         yield Fold((Port(0, axis),), neutral=0.0)
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
 
 
 @AXIS_RULES.register("MatMulInteger")

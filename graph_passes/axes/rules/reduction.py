@@ -17,6 +17,7 @@ from secateur.graph_passes.axes.relations import (
     Same,
     Unread,
     by_units,
+    carried,
 )
 from secateur.graph_passes.axes.sizes import static
 from secateur.graph_passes.axes.view import View
@@ -105,7 +106,7 @@ def cumulative_sum(view: View) -> Iterator[Relation]:
             yield Frozen(Port(0, axis), "the summed axis is computed")
         elif axis == where[0] % rank:
             yield Fold((Port(0, axis),), 0.0)
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
     if (view.rank(1) or 0) > 0:
         yield Unread(Port(1, 0))
 

@@ -13,6 +13,7 @@ from secateur.graph_passes.axes.relations import (
     Port,
     Relation,
     Same,
+    carried,
 )
 from secateur.graph_passes.axes.sizes import divide
 from secateur.graph_passes.axes.view import View
@@ -26,7 +27,7 @@ def grid_sample(view: View) -> Iterator[Relation]:
     """(B, C, *S), grid (B, *S', d) -> (B, C, *S'): the places S' are carried."""
     rank = view.rank(0) or 0
     yield Same((Port(0, 0), Port(1, 0), Port(OUT, 0)))
-    yield Same((Port(0, 1), Port(OUT, 1)))
+    yield carried(1)
     for axis in range(2, rank):
         yield Frozen(Port(0, axis), _SAMPLED)
         yield Same((Port(1, axis - 1), Port(OUT, axis)))
@@ -37,7 +38,7 @@ def grid_sample(view: View) -> Iterator[Relation]:
 def regions(view: View) -> Iterator[Relation]:
     """(B, C, H, W), regions (R, 4 or 5), sample of each (R) -> (R, C, h, w): C is carried."""
     yield Frozen(Port(0, 0), "it is read at computed positions")
-    yield Same((Port(0, 1), Port(OUT, 1)))
+    yield carried(1)
     of_each = (Port(2, 0),) if view.has(2) else ()
     yield Same((Port(1, 0), *of_each, Port(OUT, 0)))
     yield Frozen(Port(1, 0), _PLACES)
@@ -63,7 +64,7 @@ def columns_to_image(view: View) -> Iterator[Relation]:
         if whole is None:
             return
         channels = whole
-    yield Same((Port(0, 0), Port(OUT, 0)))
+    yield carried(0)
     yield Blocks((Port(0, 1),), channels, ((),), (Port(OUT, 1),), fixed="it goes to space")
     yield Frozen(Port(0, 2), "it goes to space")
     for axis, length in enumerate(image):
@@ -78,7 +79,7 @@ def center(view: View) -> Iterator[Relation]:
     listed = {axis % rank for axis in view.attribute_ints("axes") or range(rank)}
     for axis in range(rank):
         if axis not in listed:
-            yield Same((Port(0, axis), Port(OUT, axis)))
+            yield carried(axis)
             continue
         for port in (Port(0, axis), Port(OUT, axis)):
             if port.slot < 0:
@@ -107,6 +108,6 @@ def write_cache(view: View) -> Iterator[Relation]:
             start = (Port(2, 0),) if axis == 0 and view.has(2) else ()
             yield Same((Port(0, axis), Port(1, axis), *start, Port(OUT, axis)))
             continue
-        yield Same((Port(0, axis), Port(OUT, axis)))
+        yield carried(axis)
         yield Frozen(Port(0, axis), "it is written at computed positions")
         yield Frozen(Port(1, axis), "each of its positions is written somewhere")

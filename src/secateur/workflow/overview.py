@@ -118,10 +118,9 @@ def _verdict(atom: Atom, group: Group | None) -> dict[str, Any]:
 
 
 def _axes_of(analysis: Analysis, tensor: str) -> tuple[Any, ...]:
-    for node, slot in analysis.axes.constant_uses():
-        value = node.inputs[slot]
-        if value is not None and value.name == tensor:
-            return analysis.axes.at(node, slot)
+    for read in analysis.axes.of_uses.values():
+        if read.value.name == tensor:
+            return tuple(read.exprs)
     for group in analysis.groups:
         for use in group.weights:
             if use.parameter == tensor:
