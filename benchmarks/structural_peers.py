@@ -407,16 +407,19 @@ def measure(trials: Trials, names: list[str], options: argparse.Namespace) -> di
             text = json.dumps(dict(sorted(rows.items())), indent=1)
             options.output.write_text(text + "\n", encoding="utf-8")
             print(f"{job} {facts.get('error', '')} {facts['seconds']:.1f} s", flush=True)
-        jobs = [job for job in jobs if _is_timed_again(rows[job.split(":")[0]])]
+        jobs = [job for job in jobs if _is_timed_again(rows, job)]
     return rows
 
 
-_FINISHED = (("secateur", "equal"), ("torch_pruning", "runs"))
+_FINISHED = {"secateur": "equal", "torch_pruning": "runs"}
 
 
-def _is_timed_again(row: dict[str, Any]) -> bool:
-    """Only where both tools finish are their times compared."""
-    return all(row.get(tool, {}).get(key) for tool, key in _FINISHED)
+def _is_timed_again(rows: dict[str, Any], job: str) -> bool:
+    """Only the times of tools that choose alike and both finish are compared."""
+    name, tool = job.split(":")
+    suffix = "_l2" if tool.endswith("_l2") else ""
+    pair = {f"{one}{suffix}": key for one, key in _FINISHED.items()}
+    return tool in pair and all(rows[name].get(one, {}).get(key) for one, key in pair.items())
 
 
 def _faster(before: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:

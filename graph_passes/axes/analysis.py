@@ -285,7 +285,8 @@ class _Walk:
 
     def _close_outputs(self, outputs: Sequence[ir.Value], *, is_described: bool) -> None:
         here, of_values = self._here, self._axes.of_values
-        for value, exprs in zip(outputs, here.outputs, strict=True):
+        for index, value in enumerate(outputs):
+            exprs = here.outputs[index]
             if not exprs and value.shape is None:
                 # relations that name no output axis make a scalar
                 of_values[value] = [] if is_described else None

@@ -111,8 +111,8 @@ def resolve(expr: Expr) -> Expr:
             factor.definition = resolve(factor.definition)  # path compression
             factors.extend(factor.definition)
             continue
-        terms = tuple(resolve(term) for term in factor.terms)
-        if all(new is old for new, old in zip(terms, factor.terms, strict=True)):
+        terms = tuple([resolve(term) for term in factor.terms])
+        if terms == factor.terms:
             factors.append(factor)
         else:
             factors.extend(concatenation(terms))

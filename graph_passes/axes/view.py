@@ -22,7 +22,7 @@ class View:
     Of ``node`` itself a rule reads the op, the attributes and how many outputs there are.
     """
 
-    __slots__ = ("_axes", "_inputs", "_shapes", "is_particular", "node", "opset")
+    __slots__ = ("_attributes", "_axes", "_inputs", "_shapes", "is_particular", "node", "opset")
 
     def __init__(
         self,
@@ -33,6 +33,7 @@ class View:
     ) -> None:
         self.node = visit.node
         self._inputs = visit.inputs
+        self._attributes: dict[str, ir.Attr] = visit.node.attributes.data
         self.opset = opset
         self._axes = axes
         self._shapes = shapes
@@ -83,16 +84,18 @@ class View:
 
     def integer(self, name: str, default: int) -> int:
         """Return an integer attribute."""
-        return self.node.attributes.get_int(name, default)
+        attribute = self._attributes.get(name)
+        return default if attribute is None else attribute.as_int()
 
     def attribute_ints(self, name: str) -> Sequence[int] | None:
         """Return a list attribute, None where it is absent."""
-        attribute = self.node.attributes.get(name)
+        attribute = self._attributes.get(name)
         return None if attribute is None else tuple(attribute.as_ints())
 
     def string(self, name: str, default: str) -> str:
         """Return a string attribute."""
-        return self.node.attributes.get_string(name, default)
+        attribute = self._attributes.get(name)
+        return default if attribute is None else attribute.as_string()
 
     def same(self, left: Size, right: Size) -> bool:
         """Compare two sizes without merging names."""
