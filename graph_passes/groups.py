@@ -289,9 +289,9 @@ def _weight_uses(model: ir.Model, axes: AxisMap) -> dict[Atom, list[WeightUse]]:
     for read in axes.of_uses.values():
         if not read.exprs:
             continue
-        if read.tensor.dtype not in _FLOATING and read.visit.op not in _QUANTISED:
+        if read.dtype not in _FLOATING and read.visit.op not in _QUANTISED:
             continue  # positions and masks go along with a cut, but nobody calls them weights
-        initialiser = read.value.name or ""
+        initialiser = read.name
         parameter = names.get(initialiser, "") or _guess(read.visit.node, initialiser)
         for axis, expr in enumerate(read.exprs):
             for atom in leaves(expr):

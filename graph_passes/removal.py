@@ -165,29 +165,28 @@ def _slice_constants(model: ir.Model, cut: _Cut) -> None:
             way = tuple([(axis, positions(use.exprs[axis])) for axis in axes])
             ways.setdefault(use.value, {}).setdefault(way, []).append(use)
     copies: dict[str, str] = {}
-    for value, found in ways.items():
-        old = value.name or ""
+    for found in ways.values():
         for way, uses in found.items():
-            if (name := _replace(cut, old, {i: kept[raw] for i, raw in way}, uses)) != old:
+            old, name = uses[0].name, _replace(cut, {i: kept[raw] for i, raw in way}, uses)
+            if name != old:
                 copies[name] = old
     if copies:
         name_copies(model, copies)
 
 
-def _replace(
-    cut: _Cut, old: str, kept: Mapping[int, _Positions], uses: Sequence[ConstantUse]
-) -> str:
+def _replace(cut: _Cut, kept: Mapping[int, _Positions], uses: Sequence[ConstantUse]) -> str:
     """Slice a constant for some of its uses, lazily; return the name of what they read now."""
-    value, tensor, whole = uses[0].value, uses[0].tensor, uses[0].dims
+    use = uses[0]
+    value, whole = use.value, use.dims
     # of the value and of what it holds, as in a file
     shape = cut.shape(tuple([len(kept[i]) if i in kept else d for i, d in enumerate(whole)]))
     is_alone = len(value.uses()) == len(uses) and not value.is_graph_output()
-    name = old if is_alone else unused_name(cut.graph, f"{old}.cut")
-    sliced = CutTensor(tensor, kept, shape, name)
+    name = use.name if is_alone else unused_name(cut.graph, f"{use.name}.cut")
+    sliced = CutTensor(use.tensor, kept, use.dtype, shape, name)
     if is_alone:
         value.const_value, value.shape = sliced, shape
         return name
-    fresh = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=sliced)
+    fresh = ir.Value(name=name, shape=shape, type=ir.TensorType(use.dtype), const_value=sliced)
     cut.graph.register_initializer(fresh)
     for use in uses:
         use.visit.node.replace_input_with(use.slot, fresh)

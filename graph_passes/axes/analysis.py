@@ -245,7 +245,7 @@ class _Walk:
                 axes.of_uses[visit.node, slot] = use = ConstantUse(visit, slot, value, tensor)
                 axes.constants[value] = tensor
                 if len(use.dims) < 2 and value not in axes.tracked:
-                    track_constant(value, tensor, axes)
+                    track_constant(use, axes)
                 exprs = use.exprs
                 shape = tuple([dim == 1 for dim in use.dims]) if by_units else use.dims
                 constants.append(slot)

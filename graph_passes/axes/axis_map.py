@@ -52,10 +52,11 @@ class Entry(NamedTuple):
 class ConstantUse:
     """Input ``slot`` of a visited node is the constant ``value``."""
 
-    __slots__ = ("dims", "exprs", "slot", "tensor", "value", "visit")
+    __slots__ = ("dims", "dtype", "exprs", "name", "slot", "tensor", "value", "visit")
 
     def __init__(self, visit: Visit, slot: int, value: ir.Value, tensor: ir.TensorProtocol) -> None:
         self.visit, self.slot, self.value, self.tensor = visit, slot, value, tensor
+        self.name, self.dtype = value.name or "", tensor.dtype
         self.dims: tuple[int, ...] = tensor.shape.dims  # type: ignore[assignment]  # of a tensor
         self.exprs: Sequence[Expr] = [UNIT if dim == 1 else dim for dim in self.dims]  # type: ignore[misc]
         """Its axes, which are this use's own; while the walk is there, some are but a length."""

@@ -51,7 +51,10 @@ Axes = list[Expr | int]
 class Executor:
     """Executes the steps of one node after the other."""
 
-    __slots__ = ("_axes", "_by_kind", "_solver", "constants", "inputs", "name", "outputs", "visit")
+    __slots__ = (
+        *("_axes", "_by_kind", "_reasons", "_solver", "constants"),
+        *("inputs", "name", "outputs", "visit"),
+    )
 
     def __init__(self, axes: AxisMap) -> None:
         self._axes = axes
@@ -65,6 +68,8 @@ class Executor:
         """Inputs that are constants."""
         self.outputs: list[list[Expr | None]] = []
         """Per output its axes as far as they are known."""
+        self._reasons: dict[str, Reason] = {}
+        """The last one of each text: a node gives it of several axes."""
         self._by_kind: dict[type, Callable[[Any], None]] = {
             Same: self._same,
             Fold: self._same,
@@ -175,7 +180,11 @@ class Executor:
         self._put(relation.port, concatenation([self._known(part) for part in relation.parts]))
 
     def _frozen(self, relation: Frozen) -> None:
-        self._solver.freeze(self._known(relation.port), Reason(relation.reason, self.name))
+        text = relation.reason
+        reason = self._reasons.get(text)
+        if reason is None or reason.node != self.name:
+            self._reasons[text] = reason = Reason(text, self.name)
+        self._solver.freeze(self._known(relation.port), reason)
 
     def _known(self, port: Port) -> Expr:
         expr = self._get(port)

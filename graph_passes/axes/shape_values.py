@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from secateur.graph_passes.axes.axis_map import AxisMap, Entry, constant
+from secateur.graph_passes.axes.axis_map import AxisMap, ConstantUse, Entry, constant
 from secateur.graph_passes.axes.expression import resolve, size
 from secateur.graph_passes.axes.sizes import Polynomial, Size, divide, product, static
 from secateur.graph_passes.axes.visits import Visit
@@ -42,12 +42,12 @@ SHAPE_SLOTS: dict[str, frozenset[int]] = {
 _NO_SLOTS: frozenset[int] = frozenset()
 
 
-def track_constant(value: ir.Value, tensor: ir.TensorProtocol, axes: AxisMap) -> None:
+def track_constant(use: ConstantUse, axes: AxisMap) -> None:
     """Record a constant of rank 0 or 1 as sizes, if it holds few and integers."""
-    if tensor.dtype not in _INTEGER or tensor.size > _MAX_ENTRIES:
+    if use.dtype not in _INTEGER or use.tensor.size > _MAX_ENTRIES:
         return
-    array = np.atleast_1d(tensor.numpy())
-    axes.set_entries(value, tuple(Entry(int(item)) for item in array))
+    array = np.atleast_1d(use.tensor.numpy())
+    axes.set_entries(use.value, tuple(Entry(int(item)) for item in array))
 
 
 def track(visit: Visit, axes: AxisMap) -> None:

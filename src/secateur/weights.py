@@ -126,8 +126,10 @@ def _at(array: Array, positions: NDArray[np.int64], axis: int) -> Array:
     Raises:
         IndexError: a position is outside.
     """
-    if len(positions) and not 0 <= positions[0] <= positions[-1] < array.shape[axis]:
-        raise IndexError(f"positions {positions[0]} to {positions[-1]} of {array.shape[axis]}")
+    if len(positions):
+        first, last = positions.item(0), positions.item(-1)
+        if not 0 <= first <= last < array.shape[axis]:
+            raise IndexError(f"positions {first} to {last} of {array.shape[axis]}")
     return array.take(positions, axis, mode="clip")
 
 
