@@ -69,7 +69,7 @@ _QUANTISED = frozenset(
 class WeightUse:
     """One axis of one use of a weight that contains the group's atom."""
 
-    __slots__ = ("_tensor", "axis", "expr", "initialiser", "node", "op", "parameter", "slot")
+    __slots__ = ("axis", "expr", "initialiser", "node", "op", "parameter", "shape", "slot")
 
     def __init__(
         self, read: ConstantUse, initialiser: str, parameter: str, axis: int, expr: Expr
@@ -82,12 +82,8 @@ class WeightUse:
         self.node = read.visit.node
         self.op = read.visit.op
         self.slot = read.slot
-        self._tensor = read.tensor
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole weight."""
-        return tuple(self._tensor.shape.numpy())
+        self.shape = read.dims
+        """Of the whole weight, as it was when the graph was analysed."""
 
 
 @dataclass(slots=True, init=False, eq=False)

@@ -120,7 +120,7 @@ def counted(group: Group, context: Context) -> list[WeightUse]:
     """
     seen: dict[tuple[object, ...], WeightUse] = {}
     for use in group.weights:
-        if use.slot not in _STATISTICS.get(use.node.op_type, ()):
+        if use.slot not in _STATISTICS.get(use.op, ()):
             seen.setdefault((use.initialiser, use.axis, use.expr), use)
     found = list(seen.values())
     if context.scoring.biases:
@@ -148,9 +148,9 @@ def matrices(group: Group, context: Context) -> list[WeightUse]:
 
 def is_bias(use: WeightUse) -> bool:
     """Tell whether a weight is added, one number a unit, rather than multiplied."""
-    if use.node.op_type in {"Add", "Sub"}:
+    if use.op in {"Add", "Sub"}:
         return all(dim == 1 for axis, dim in enumerate(use.shape) if axis != use.axis)
-    return _BIAS_SLOTS.get(use.node.op_type) == use.slot
+    return _BIAS_SLOTS.get(use.op) == use.slot
 
 
 def weight(use: WeightUse) -> Scores:
