@@ -20,14 +20,13 @@ class CutTensor(ir.LazyTensor):
         self,
         whole: ir.TensorProtocol,
         kept: Mapping[int, NDArray[np.int64]],
-        dtype: ir.DataType,
         shape: ir.Shape,
         name: str,
     ) -> None:
         self._whole, self._kept = whole, kept
         super().__init__(
-            lambda: ir.Tensor(take(array_of(whole), kept), dtype, shape=shape),
-            dtype,
+            lambda: ir.Tensor(take(array_of(whole), kept), whole.dtype, shape=shape),
+            whole.dtype,
             shape,
             name=name,
         )

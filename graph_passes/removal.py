@@ -23,7 +23,7 @@ from secateur.graph_passes.axes import (
     size,
 )
 from secateur.graph_passes.axes.allocation import without_collector
-from secateur.graph_passes.axes.axis_map import ConstantUse
+from secateur.graph_passes.axes.axis_map import ConstantUse, constant_tensor
 from secateur.graph_passes.axes.constants import unused_name
 from secateur.graph_passes.axes.visits import Visit
 from secateur.graph_passes.blocks import remove_blocks, select_blocks
@@ -176,17 +176,19 @@ def _slice_constants(model: ir.Model, cut: _Cut) -> None:
 
 def _replace(cut: _Cut, kept: Mapping[int, _Positions], uses: Sequence[ConstantUse]) -> str:
     """Slice a constant for some of its uses, lazily; return the name of what they read now."""
-    use = uses[0]
-    value, whole = use.value, use.dims
+    value, whole = uses[0].value, uses[0].dims
+    tensor = constant_tensor(value)  # as it is by now: weights may change after the analysis
+    assert tensor is not None
     # of the value and of what it holds, as in a file
     shape = cut.shape(tuple([len(kept[i]) if i in kept else d for i, d in enumerate(whole)]))
     is_alone = len(value.uses()) == len(uses) and not value.is_graph_output()
-    name = use.name if is_alone else unused_name(cut.graph, f"{use.name}.cut")
-    sliced = CutTensor(use.tensor, kept, use.dtype, shape, name)
+    old = uses[0].name
+    name = old if is_alone else unused_name(cut.graph, f"{old}.cut")
+    sliced = CutTensor(tensor, kept, shape, name)
     if is_alone:
         value.const_value, value.shape = sliced, shape
         return name
-    fresh = ir.Value(name=name, shape=shape, type=ir.TensorType(use.dtype), const_value=sliced)
+    fresh = ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=sliced)
     cut.graph.register_initializer(fresh)
     for use in uses:
         use.visit.node.replace_input_with(use.slot, fresh)

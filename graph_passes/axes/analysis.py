@@ -243,7 +243,7 @@ class _Walk:
                 shape = None if exprs is None else self._shape(exprs, by_units=by_units)
             elif value is not None and (tensor := constant_tensor(value)) is not None:
                 axes.of_uses[visit.node, slot] = use = ConstantUse(visit, slot, value, tensor)
-                axes.constants[value] = tensor
+                axes.constants.add(value)
                 if len(use.dims) < 2 and value not in axes.tracked:
                     track_constant(use, axes)
                 exprs = use.exprs

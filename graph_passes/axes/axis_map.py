@@ -80,8 +80,8 @@ class AxisMap:
         """Axes of graph inputs and computed values as the walk found them; ask ``of``."""
         self.of_uses: dict[tuple[ir.Node, int], ConstantUse] = {}
         """Each use of a constant by its node and slot, in graph order; ask ``at`` for its axes."""
-        self.constants: dict[ir.Value, ir.TensorProtocol] = {}
-        """What visited nodes read of them."""
+        self.constants: set[ir.Value] = set()
+        """Those that visited nodes read."""
         self.tracked: dict[ir.Value, tuple[Entry, ...]] = {}
         """Integers that constants hold or that are computed from shapes; ask ``entries``."""
         self._positions: dict[ir.Value, Expr] = {}

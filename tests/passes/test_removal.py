@@ -23,8 +23,8 @@ from tests.laws.small_models import (
 
 from secateur.errors import BadInputError
 from secateur.graph_passes.groups import analyse
-from secateur.graph_passes.plan import make_plan
-from secateur.graph_passes.removal import remove
+from secateur.graph_passes.plan import make_plan, resolve_plan
+from secateur.graph_passes.removal import remove, remove_atoms
 
 
 def test_a_hidden_unit_goes_from_every_weight_that_holds_it() -> None:
@@ -39,6 +39,20 @@ def test_the_right_units_stay() -> None:
     assert old is not None
     assert new is not None
     assert np.array_equal(new.numpy(), old.numpy()[[0, 2, 5]])
+
+
+def test_weights_that_changed_after_the_analysis_are_cut_as_they_are_then() -> None:
+    analysis = analyse(network(MLP, MLP_WEIGHTS))
+    group = next(group for group in analysis.groups if group.removable)
+    held = analysis.model.graph.initializers["w2"]
+    assert held.const_value is not None
+    changed = held.const_value.numpy() + 1
+    held.const_value = ir.tensor(changed, name="w2")
+    plan = make_plan(analysis, {group.name: (0, 2, 5)})
+    smaller = remove_atoms(analysis, resolve_plan(analysis, plan))
+    found = smaller.graph.initializers["w2"].const_value
+    assert found is not None
+    assert np.array_equal(found.numpy(), changed[[0, 2, 5]])
 
 
 def test_the_removal_is_written_into_the_file() -> None:
