@@ -89,12 +89,12 @@ peers: $(PEERS_VENV)/.ready
 rtx: $(ZOO_VENV)/.ready
 	$(ZOO_VENV)/bin/python tests/rtx/run.py $(RTX)
 
-# The analysis and the removal compiled with mypyc, in build/compiled, and their tests on that form,
+# The analysis, the removal and the norms compiled with mypyc, in build/compiled, and their tests on that form,
 # of which one holds that it is that form. Most of the 5 to 10 minutes is compiling.
 compiled: $(READY)
 	rm -rf build/compiled build/mypyc build/lib.*
 	SECATEUR_COMPILE=1 $(BIN)/pip install -q --disable-pip-version-check --no-compile --no-deps --no-build-isolation --target build/compiled .
-	PYTHONPATH=build/compiled SECATEUR_FORM=compiled $(BIN)/python -m pytest -n 2 --dist loadfile tests/passes tests/laws -m "not sweep"
+	PYTHONPATH=build/compiled SECATEUR_FORM=compiled $(BIN)/python -m pytest -n 2 --dist loadfile tests/passes tests/laws tests/calibration/test_importance.py -m "not sweep"
 
 oracles: $(READY)
 	$(BIN)/python -m pytest tests/oracles

@@ -1,4 +1,4 @@
-"""Compile the analysis and the removal with mypyc where ``SECATEUR_COMPILE=1`` asks for it.
+"""Compile analysis, removal and the norms of weights with mypyc where SECATEUR_COMPILE=1.
 
 Without it there is nothing here: pyproject.toml describes a wheel of plain Python. The
 compiled form behaves alike and carries the sources too, so that tracebacks can be read.
@@ -17,6 +17,11 @@ PASSES = ("blocks", "connections", "constant_folding", "groups", "late_broadcast
 FILES = (
     *("weights.py", "graph_passes/axes/*.py", "graph_passes/axes/rules/*.py"),
     *(f"graph_passes/{name}.py" for name in (*PASSES, "prepare", "removal", "roles", "unread")),
+    *(
+        "calibration/units.py",
+        "calibration/importance/unit_weights.py",
+        "calibration/importance/marginals.py",
+    ),
 )
 # mypy is strict in `make check`; here it only has to find the types, of as little as it needs.
 CONFIG = """[mypy]

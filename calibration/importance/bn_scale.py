@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
-from secateur.calibration.importance.magnitude import rows
+from secateur.calibration.importance.unit_weights import rows
 from secateur.errors import PreconditionError
 from secateur.graph_passes.groups import Group
 

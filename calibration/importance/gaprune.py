@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.gradients import by_slice
-from secateur.calibration.importance.magnitude import matrices
-from secateur.calibration.importance.magnitude import weight as weight_of
+from secateur.calibration.importance.unit_weights import matrices
+from secateur.calibration.importance.unit_weights import weight as weight_of
 from secateur.calibration.statistics.handed_in import HandedIn
 from secateur.graph_passes.groups import Group
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from secateur.calibration.importance.aggregation import aggregate
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
-from secateur.calibration.importance.magnitude import counted, weight
+from secateur.calibration.importance.unit_weights import counted, weight
 from secateur.calibration.statistics.handed_in import HandedIn
-from secateur.calibration.units import sum_by_unit, units
+from secateur.calibration.units import sum_of_units
 from secateur.graph_passes.groups import Group, WeightUse
 
 Rule = Callable[[WeightUse, HandedIn, Group], Scores]
@@ -76,7 +76,7 @@ def by_slice(values: Scores, use: WeightUse, group: Group) -> Scores:
     leading = values.ndim - len(use.shape)
     axis = use.axis + leading
     others = tuple(i for i in range(leading, values.ndim) if i != axis)
-    return sum_by_unit(values.sum(axis=others), units(use.expr, group.atom), group.size)
+    return sum_of_units(values.sum(axis=others), use.expr, group.atom)
 
 
 def _scored(group: Group, context: Context, rule: Rule) -> Scores:

@@ -10,7 +10,7 @@ import numpy as np
 
 from secateur.calibration.importance.aggregation import aggregate
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
-from secateur.calibration.importance.magnitude import counted, rows
+from secateur.calibration.importance.unit_weights import counted, rows
 from secateur.graph_passes.groups import Group
 
 

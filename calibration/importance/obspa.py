@@ -17,7 +17,7 @@ from secateur.calibration.statistics.gathering import BY_KERNEL, gather
 from secateur.calibration.statistics.gram import Gram
 from secateur.calibration.statistics.normal import DAMPING, damped, upper_factor, without_dead
 from secateur.calibration.statistics.places import Place, all_places
-from secateur.calibration.units import sum_by_unit, units
+from secateur.calibration.units import sum_by_unit, sum_of_units
 from secateur.errors import PreconditionError
 from secateur.graph_passes.groups import Group, WeightUse
 
@@ -88,7 +88,7 @@ def _by_unit(scores: Scores, use: WeightUse, place: Place, group: Group) -> Scor
     """Sum (out, in) scores over the slices of each unit, rows or columns."""
     if use.axis == place.weight_axis:
         return sum_by_unit(scores.sum(axis=0), place.owners(group.atom), group.size)
-    return sum_by_unit(scores.sum(axis=1), units(use.expr, group.atom), group.size)
+    return sum_of_units(scores.sum(axis=1), use.expr, group.atom)
 
 
 __all__ = ["obspa", "weight_scores"]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
-from secateur.calibration.importance.magnitude import weight as weight_of
-from secateur.calibration.units import sum_by_unit, units
+from secateur.calibration.importance.unit_weights import weight as weight_of
+from secateur.calibration.units import sum_of_units
 from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.groups import Group, WeightUse
 
@@ -81,7 +81,7 @@ def _by_row(policy: Policy, use: WeightUse, group: Group) -> Vector:
             got=str(np.asarray(policy.projection).shape),
             wanted=str(rows.shape),
         )
-    return sum_by_unit(row_scores(policy, rows), units(use.expr, group.atom), group.size)
+    return sum_of_units(row_scores(policy, rows), use.expr, group.atom)
 
 
 def row_scores(policy: Policy, weight: NDArray[Any]) -> Vector:

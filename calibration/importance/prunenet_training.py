@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.calibration.importance.magnitude import weight as weight_of
 from secateur.calibration.importance.prunenet import largest_gap, makes
+from secateur.calibration.importance.unit_weights import weight as weight_of
 from secateur.calibration.progress import Tell, silent
 from secateur.errors import BadInputError
 from secateur.graph_passes.groups import Group

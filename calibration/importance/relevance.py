@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.relevance_walk import relevance_at
-from secateur.calibration.units import sum_by_unit, units
+from secateur.calibration.units import sum_of_units
 from secateur.errors import PreconditionError
 from secateur.graph_passes.axes import leaves
 from secateur.graph_passes.groups import Group
@@ -66,7 +66,7 @@ def _summed(group: Group, context: Context, *, by_sample: bool) -> Scores:
     total, sums = np.zeros(group.size), context.gathered[key]
     for name, axis in _makers_of(group, context):
         expr = context.analysis.axes.of(_value(context, name))[axis]
-        total = total + sum_by_unit(sums[name, axis], units(expr, group.atom), group.size)
+        total = total + sum_of_units(sums[name, axis], expr, group.atom)
     return total
 
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from secateur.calibration.importance.aggregation import aggregate
 from secateur.calibration.importance.core import CRITERIA, Context, Scores
 from secateur.calibration.importance.gradients import by_slice
-from secateur.calibration.importance.magnitude import counted, weight
 from secateur.calibration.importance.tape import LAYOUT, LINEAR, PASSING, POOLING, Tape
+from secateur.calibration.importance.unit_weights import counted, weight
 from secateur.errors import PreconditionError
 from secateur.graph_passes.groups import Group
 

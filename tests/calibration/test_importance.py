@@ -10,9 +10,11 @@ from tests.parity import tiny
 from torch import nn
 
 from secateur.calibration.importance import CRITERIA, Context, rank
-from secateur.calibration.units import sum_by_unit, units
+from secateur.calibration.importance.marginals import marginals
+from secateur.calibration.units import sum_by_unit, sum_of_units, units
 from secateur.errors import BadInputError
 from secateur.graph_passes.axes import Atom, Sum, indices
+from secateur.graph_passes.axes.expression import size
 from secateur.graph_passes.groups import Analysis, analyse
 
 LENGTHS = (12, 7, 3)
@@ -122,6 +124,52 @@ def test_sums_by_unit_leave_out_positions_without_one() -> None:
     values = np.arange(10.0).reshape(2, 5)
     got = sum_by_unit(values, np.array([1, 0, -1, 1, 0]), 2)
     np.testing.assert_array_equal(got, [[1 + 4, 0 + 3], [6 + 9, 5 + 8]])
+
+
+A, B = Atom(3), Atom(2)
+
+
+@pytest.mark.parametrize(
+    "expr",
+    [
+        (A,),
+        (A, B),
+        (B, A),
+        (B, A, Atom(5)),
+        (Sum(((A, B), (Atom(4),), (B, A))), Atom(2)),
+        (Atom(2), Sum(((A,), (B,)))),
+        (A, A),
+    ],
+)
+def test_sums_of_units_are_those_over_the_positions_that_they_own(expr: tuple) -> None:
+    values = np.random.default_rng(0).random((4, size(expr)))
+    wanted = sum_by_unit(values, units(expr, A), 3)
+    np.testing.assert_allclose(sum_of_units(values, expr, A), wanted, rtol=1e-14)
+    np.testing.assert_allclose(sum_of_units(values[0], expr, A), wanted[0], rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "shape", [(3, 5), (5, 3, 2, 2), (700, 600), (600, 70, 3, 3), (2, 0)], ids=str
+)
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int8])
+def test_marginals_are_sums_over_all_other_axes(shape: tuple[int, ...], kind: type) -> None:
+    array = (100 * np.random.default_rng(0).standard_normal(shape)).astype(kind)
+    wanted = np.square(array.astype(np.float64)).sum(axis=tuple(range(2, len(shape))))
+    rows, columns = wanted.sum(axis=1), wanted.sum(axis=0)
+    both = marginals(array, np.square, (0, 1))
+    for axis, sums in enumerate((rows, columns)):
+        np.testing.assert_allclose(both[axis], sums, rtol=1e-5)
+        np.testing.assert_allclose(marginals(array, np.square, (axis,))[axis], sums, rtol=1e-5)
+
+
+def test_squares_too_large_for_float32_are_summed_in_float64(model: ir.Model) -> None:
+    large = model.clone()
+    value = next(v for v in large.graph.initializers.values() if v.shape.numpy() == (16, 24))
+    array = value.const_value.numpy() * np.float32(1e25)
+    value.const_value = ir.tensor(array, name=value.name)
+    found = scores(analyse(large), "l2", "ffn")
+    wanted = np.square(array.astype(np.float64)).sum(axis=0)
+    assert any(np.allclose(each, wanted, rtol=1e-5) for each in found.values())
 
 
 def test_nan_in_a_weight_names_the_parameter(net: nn.Module, model: ir.Model) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from tests.oracles.readers import Reader, readers
 
 from secateur.calibration.importance.gaprune import Evidence, alignment, post_processed, raw_score
-from secateur.calibration.importance.magnitude import weight
+from secateur.calibration.importance.unit_weights import weight
 from secateur.calibration.statistics.handed_in import HandedIn
 from secateur.graph_passes.groups import Analysis
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from secateur.calibration.importance import gradients
 from secateur.calibration.importance.aggregation import aggregate, normalise
-from secateur.calibration.importance.magnitude import rows
+from secateur.calibration.importance.unit_weights import rows
 from secateur.calibration.statistics.handed_in import HandedIn
 from secateur.calibration.units import units
 from secateur.export.onnx_file import from_onnx
