@@ -16,7 +16,14 @@ Measure = np.ufunc
 Sums = NDArray[np.float64]
 
 
-def marginals(array: NDArray[Any], measure: Measure, axes: Collection[int]) -> dict[int, Sums]:
+def scratch() -> Sums:
+    """Return room for the numbers that are measured; fresh memory costs more than filling it."""
+    return np.empty(_BLOCK_ELEMENTS)
+
+
+def marginals(
+    array: NDArray[Any], measure: Measure, axes: Collection[int], room: Sums
+) -> dict[int, Sums]:
     """Sum ``measure``, number by number, over all axes but the first, and all but the second.
 
     Floats of 32 bits and fewer are measured and summed in float32, a block at a time, which
@@ -26,6 +33,7 @@ def marginals(array: NDArray[Any], measure: Measure, axes: Collection[int]) -> d
         array: of two axes or more: (rows, columns, ...).
         measure: of one number, such as ``np.square``.
         axes: which of 0 and 1 are asked for.
+        room: what ``scratch`` gave, written over.
 
     Returns:
         By axis: (rows,) and (columns,), those that were asked for.
@@ -36,11 +44,13 @@ def marginals(array: NDArray[Any], measure: Measure, axes: Collection[int]) -> d
     flat = array.reshape(rows, math.prod(array.shape[1:]))
     width = flat.shape[1]
     step = min(rows, max(1, _BLOCK_ELEMENTS // max(width, 1)))
-    ones, room = np.ones(max(width, step), kind), np.empty((step, width), kind)
+    ones = np.ones(max(width, step), kind)
+    held = room.view(kind) if step * width <= _BLOCK_ELEMENTS else np.empty(width, kind)
+    blocks = held[: step * width].reshape(step, width)
     along_rows, along_rest = np.empty(rows), np.zeros(width)
     for start in range(0, rows, step):
         block = flat[start : start + step].astype(kind, copy=False)
-        measured = measure(block, out=room[: len(block)])
+        measured = measure(block, out=blocks[: len(block)])
         if 0 in axes:
             along_rows[start : start + step] = measured @ ones[:width]
         if 1 in axes:

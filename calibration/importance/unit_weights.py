@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from secateur.calibration.importance.core import Context, Scores
-from secateur.calibration.importance.marginals import Measure, marginals
+from secateur.calibration.importance.marginals import Measure, marginals, scratch
 from secateur.calibration.units import sum_of_units
 from secateur.errors import BadInputError, PreconditionError
 from secateur.graph_passes.axes.axis_map import constant_tensor
@@ -44,14 +44,17 @@ def sizes(group: Group, context: Context, measure: Measure) -> Scores:
         BadInputError: a weight holds NaN or infinities.
     """
     read: dict[_Place, Scores] = context.gathered.setdefault(f"sums of {measure}", {})
-    found = []
-    for use in counted(group, context):
+    uses = counted(group, context)
+    found = np.empty((len(uses), group.size))
+    for row, use in enumerate(uses):
         by_position = read.get((use.initialiser, use.axis))
         if by_position is None:
-            read.update(_sums(use, measure, _asked(context)))
+            read.update(_sums(use, measure, context))
             by_position = read[use.initialiser, use.axis]
-        found.append(sum_of_units(by_position, use.expr, group.atom))
-    return np.stack(found)
+        found[row] = sum_of_units(by_position, use.expr, group.atom)
+    if math.isfinite(found.sum()):
+        return found
+    return rows(group, uses, measure)  # too large for float32, unless this raises
 
 
 def _asked(context: Context) -> set[_Place]:
@@ -63,7 +66,15 @@ def _asked(context: Context) -> set[_Place]:
     return asked
 
 
-def _sums(use: WeightUse, measure: Measure, asked: set[_Place]) -> dict[_Place, Scores]:
+def _room(context: Context) -> Scores:
+    """Memory for the numbers that are measured, the same for all weights."""
+    room: Scores | None = context.gathered.get("room for measured weights")
+    if room is None:
+        context.gathered["room for measured weights"] = room = scratch()
+    return room
+
+
+def _sums(use: WeightUse, measure: Measure, context: Context) -> dict[_Place, Scores]:
     """Sum ``measure`` along the axis of a use, and in the same go along another that is asked."""
     name, array = use.initialiser, array_of(_tensor(use))
     if use.axis > 1:
@@ -71,12 +82,10 @@ def _sums(use: WeightUse, measure: Measure, asked: set[_Place]) -> dict[_Place, 
     if array.ndim < 2:
         sums = {0: measure(array.astype(np.float64))}
     else:
+        asked = _asked(context)
         axes = [axis for axis in (0, 1) if axis == use.axis or (name, axis) in asked]
-        with np.errstate(over="ignore"):  # seen below
-            sums = marginals(array, measure, axes)
-    if not all(math.isfinite(each.sum()) for each in sums.values()):
-        whole = measure(weight(use))  # too large for float32, unless this raises
-        sums = {axis: whole.sum(axis=_others(use, axis)) for axis in sums}
+        with np.errstate(over="ignore"):  # `sizes` looks at what comes out
+            sums = marginals(array, measure, axes, _room(context))
     return {(name, axis): each for axis, each in sums.items()}
 
 
@@ -86,7 +95,7 @@ def _sum_behind(use: WeightUse, measure: Measure) -> Scores:
     for row in array_of(_tensor(use)):
         others = tuple(i for i in range(row.ndim) if i + 1 != use.axis)
         total += measure(row.astype(np.float64)).sum(axis=others)
-    return total if np.isfinite(total).all() else _sum_along(use, measure)
+    return total
 
 
 def _sum_along(use: WeightUse, measure: Callable[[Scores], Scores]) -> Scores:
