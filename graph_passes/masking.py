@@ -63,10 +63,11 @@ def mask(model: ir.Model, plan: Plan) -> ir.Model:
 
 def _stand_in(lookup: LookUp, axes: AxisMap, keep: _Keep) -> None:
     """Ids whose row is gone become the id that stands in for them; the rows stay."""
-    (atom,) = axes.expr(lookup.node, lookup.port)
-    if isinstance(atom, Atom) and atom in keep:
-        ids = np.arange(_static(atom.size, lookup.node))
-        translate_ids(lookup, np.where(np.isin(ids, keep[atom]), ids, lookup.stand_in))
+    rows = axes.expr(lookup.node, lookup.port)
+    if any(atom in keep for atom in leaves(rows)):
+        ids = np.arange(_static(size(rows), lookup.node))
+        kept = np.isin(ids, indices(rows, keep))
+        translate_ids(lookup, np.where(kept, ids, lookup.stand_in))
 
 
 @dataclass(frozen=True, slots=True)

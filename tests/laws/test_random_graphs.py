@@ -70,6 +70,14 @@ def run_in_doubles(model: onnx.ModelProto, feeds: dict[str, NDArray]) -> Outputs
         if value.type.tensor_type.elem_type != onnx.TensorProto.FLOAT:
             continue
         value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    for node in wide.graph.node:
+        for attribute in node.attribute:
+            if (node.op_type, attribute.name, attribute.i) == (
+                "Cast",
+                "to",
+                onnx.TensorProto.FLOAT,
+            ):
+                attribute.i = onnx.TensorProto.DOUBLE
     wide_feeds = {
         name: array.astype(np.float64) if array.dtype == np.float32 else array
         for name, array in feeds.items()

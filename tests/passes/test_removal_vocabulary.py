@@ -64,7 +64,18 @@ compared (int64[batch, n] ids) => (float[batch, n, 4] y) {
     y = Mul(rows, column)
 }
 """
-_WEIGHTS = {"embedding": (_WORDS, 4), "head": (4, 5)}
+_SPLIT = """
+split (int64[batch, n] ids) => (float[batch, n, 4, 3] y) {
+    rows = Gather(embedding, ids)
+    wide = MatMul(rows, up)
+    hidden = Tanh(wide)
+    narrow = MatMul(hidden, down)
+    turned = Transpose <perm = [1, 0]> (embedding)
+    logits = MatMul(narrow, turned)
+    y = Reshape(logits, grid)
+}
+"""
+_WEIGHTS = {"embedding": (_WORDS, 4), "head": (4, 5), "up": (4, 6), "down": (6, 4)}
 _ALLOW = {"ids": 3}
 
 
@@ -77,6 +88,7 @@ def _network(text: str) -> ir.Model:
         "five": np.array([5]),
         "padding": np.array(5),
         "last": np.array([-1]),
+        "grid": np.array([0, 0, 4, 3]),
     }
     return network(text, weights, {name: a for name, a in known.items() if f" {name})" in text})
 
@@ -122,6 +134,18 @@ def test_ids_that_stay_read_their_rows_and_others_read_the_stand_in(text: str) -
         (wanted,) = _run(model, {"ids": read.astype(feeds["ids"].dtype)})
         np.testing.assert_array_equal(got, wanted)
     assert digest(model) == before
+
+
+def test_a_vocabulary_that_the_model_lays_out_in_two_axes_stays_and_the_rest_is_cut() -> None:
+    model = _network(_SPLIT)
+    analysis = analyse(model, allow_ids=_ALLOW)
+    rows, columns = analysis.by_role("vocabulary")
+    assert any("not one axis" in reason.text for reason in (*rows.frozen, *columns.frozen))
+    (hidden,) = (group.name for group in analysis.groups if group.size == 6)
+    made = make_plan(analysis, {hidden: (0, 2, 5)})
+    feeds = _every_id(model)
+    (got,), (twin,) = _run(remove(model, made), feeds), _run(mask(model, made), feeds)
+    np.testing.assert_allclose(got, twin, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("text", [_UNTIED, _MOVED], ids=["plain", "moved"])
