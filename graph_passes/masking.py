@@ -22,6 +22,12 @@ from secateur.graph_passes.axes.relations import Port
 from secateur.graph_passes.blocks import select_blocks, silence_blocks
 from secateur.graph_passes.groups import analyse_prepared
 from secateur.graph_passes.kept_norms import renormalise
+from secateur.graph_passes.kept_positions import (
+    KeptPositions,
+    condition,
+    dynamic_axis,
+    kept_positions,
+)
 from secateur.graph_passes.plan import Plan, resolve_plan
 from secateur.graph_passes.prepare import prepare
 
@@ -52,7 +58,7 @@ def mask(model: ir.Model, plan: Plan) -> ir.Model:
         if fill is None:
             continue
         if fill.neutral is None:
-            renormalise(analysis.model.graph, fill.node, fill.kept)
+            renormalise(analysis.model.graph, fill.node, _of_static_axes(fill))
         else:
             _neutralise(analysis.model.graph, fill)
     for lookup in analysis.axes.lookups.values():
@@ -77,7 +83,7 @@ class _Fill:
     node: ir.Node
     slot: int
     rank: int
-    kept: dict[int, NDArray[np.bool_]]
+    kept: dict[int, KeptPositions]
     neutral: float | None
 
 
@@ -93,11 +99,14 @@ def _fill(fold: FoldUse, axes: AxisMap, keep: _Keep) -> _Fill | None:
     kept = {}
     for port in cut:
         if port.slot == slot:
-            expr = axes.expr(fold.node, port)
-            stays = np.zeros(_static(size(expr), fold.node), dtype=bool)
-            stays[indices(expr, keep)] = True
-            kept[port.axis] = stays
+            kept[port.axis] = kept_positions(axes.expr(fold.node, port), keep, fold.node)
     return _Fill(fold.node, slot, len(axes.at(fold.node, slot)), kept, fold.neutral)
+
+
+def _of_static_axes(fill: _Fill) -> dict[int, NDArray[np.bool_]]:
+    if any(None in (kept.before, kept.after) for kept in fill.kept.values()):
+        raise dynamic_axis(fill.node)
+    return {axis: kept.stays for axis, kept in fill.kept.items()}
 
 
 def _take_kept_outputs(graph: ir.Graph, axes: AxisMap, keep: _Keep) -> None:
@@ -134,15 +143,15 @@ def _is_cut(node: ir.Node, port: Port, axes: AxisMap, keep: _Keep) -> bool:
 def _neutralise(graph: ir.Graph, fill: _Fill) -> None:
     """Write the neutral element over the cut positions of one input of the fold."""
     tensor = _weight(fill.node, fill.slot)
-    for axis, stays in fill.kept.items():
+    for axis, kept in fill.kept.items():
         if tensor is None:
-            _insert_where(graph, fill, axis, stays)
+            _insert_where(graph, fill, axis, kept)
             continue
         value = fill.node.inputs[fill.slot]
         current = None if value is None else constant_tensor(value)
         assert current is not None
         array = np.moveaxis(current.numpy().copy(), axis, 0)
-        array[~stays] = fill.neutral
+        array[~kept.stays] = fill.neutral
         name = f"{node_name(fill.node)}.masked"
         masked = new_constant(graph, name, np.moveaxis(array, 0, axis))
         fill.node.replace_input_with(fill.slot, masked)
@@ -155,50 +164,48 @@ def _weight(node: ir.Node, slot: int) -> ir.TensorProtocol | None:
 
 def _static(length: object, node: ir.Node) -> int:
     if not isinstance(length, int):
-        raise PreconditionError("a cut axis has a dynamic size", where=node_name(node))
+        raise dynamic_axis(node)
     return length
 
 
-def _insert_where(graph: ir.Graph, fill: _Fill, axis: int, stays: NDArray[np.bool_]) -> None:
+def _insert_where(graph: ir.Graph, fill: _Fill, axis: int, kept: KeptPositions) -> None:
     value = fill.node.inputs[fill.slot]
     assert value is not None
     assert fill.neutral is not None
-    nodes = _where(graph, fill, value, (axis, stays, fill.neutral))
+    nodes = _where(graph, fill, value, (axis, kept, fill.neutral))
     graph.insert_before(fill.node, nodes)
     fill.node.replace_input_with(fill.slot, nodes[-1].outputs[0])
     if fill.node.op_type == "LogSoftmax":
-        _hide_infinity(graph, fill, axis, stays)
+        _hide_infinity(graph, fill, axis, kept)
 
 
-def _hide_infinity(graph: ir.Graph, fill: _Fill, axis: int, stays: NDArray[np.bool_]) -> None:
+def _hide_infinity(graph: ir.Graph, fill: _Fill, axis: int, kept: KeptPositions) -> None:
     """A log softmax hands the -inf on, which a zero weight would turn into NaN: 0 instead."""
     result = fill.node.outputs[0]
     readers = tuple(result.uses())
-    nodes = _where(graph, fill, result, (axis, stays, 0.0))
+    nodes = _where(graph, fill, result, (axis, kept, 0.0))
     graph.insert_after(fill.node, nodes)
     for reader, slot in readers:
         reader.replace_input_with(slot, nodes[-1].outputs[0])
 
 
 def _where(
-    graph: ir.Graph, fill: _Fill, value: ir.Value, where: tuple[int, NDArray[np.bool_], float]
+    graph: ir.Graph, fill: _Fill, value: ir.Value, where: tuple[int, KeptPositions, float]
 ) -> list[ir.Node]:
     """Return nodes that write a number over the positions of an axis that do not stay."""
-    axis, stays, number = where
+    axis, kept, number = where
     if value.dtype is None and graph.opset_imports.get("", 20) < 15:
         raise PreconditionError("the type of a masked value is unknown", where=node_name(fill.node))
-    shape = [1] * fill.rank
-    shape[axis] = stays.size
     name = f"{node_name(fill.node)}.mask.{value.name}.{axis}"
-    condition = new_constant(graph, name, stays.reshape(shape))
-    nodes = []
+    shape = [-1 if i == axis else 1 for i in range(fill.rank)]
+    nodes, stays = condition(graph, value, shape, kept, name)
     dtype = np.float32 if value.dtype is None else value.dtype.numpy()
     filler = new_constant(graph, f"{name}.fill", np.array(number, dtype))
     if value.dtype is None:  # behind an op that shape inference does not know
         nodes.append(ir.Node("", "CastLike", [filler, value], name=f"{name}.typed"))
-        filler = nodes[0].outputs[0]
+        filler = nodes[-1].outputs[0]
         filler.name = f"{name}.typed"
-    node = ir.Node("", "Where", [condition, value, filler], name=f"{name}.where")
+    node = ir.Node("", "Where", [stays, value, filler], name=f"{name}.where")
     node.outputs[0].name = f"{name}.where"
     node.outputs[0].type, node.outputs[0].shape = value.type, value.shape
     return [*nodes, node]
